@@ -1,0 +1,56 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""
+hf_rm: mask diffusion language models that correct themselves.
+
+Importing the package registers the wrapper with transformers' Auto classes, so that
+`AutoModel.from_pretrained(...).generate_reflective()` works. Everything else is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from .configuration_rm import RMConfig
+from .modeling_rm import RMForMaskedDiffusion
+
+
+if TYPE_CHECKING:
+    from .corruption import RMDataCollator as RMDataCollator
+    from .generation_config_rm import ReflectiveGenerationConfig as ReflectiveGenerationConfig
+    from .generation_rm import ReflectiveGenerationMixin as ReflectiveGenerationMixin
+    from .history import HistorySegments as HistorySegments
+    from .history import HistoryState as HistoryState
+    from .training import RMTrainer as RMTrainer
+    from .training import RMTrainingArguments as RMTrainingArguments
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "HistoryReference": "history",
+    "HistorySegments": "history",
+    "HistoryState": "history",
+    "ReflectiveGenerationConfig": "generation_config_rm",
+    "ReflectiveGenerationMixin": "generation_rm",
+    "ReflectiveOutput": "generation_rm",
+    "RMDataCollator": "corruption",
+    "RMTrainer": "training",
+    "RMTrainingArguments": "training",
+}
+__all__ = ["RMConfig", "RMForMaskedDiffusion", *sorted(_LAZY)]
+
+AutoConfig.register(RMConfig.model_type, RMConfig, exist_ok=True)
+AutoModel.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
+AutoModelForMaskedLM.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hf_rm' has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
