@@ -12,6 +12,7 @@ Shapes: B active rows, N positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -152,8 +153,7 @@ class ReflectiveRevision:
         del config
 
     def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
-        own = step.logits.gather(-1, step.ids[..., None])[..., 0]
-        advantage = step.logits[..., step.mask_token_id] - own
+        advantage = remask_advantage(step.ids, step.logits, step.mask_token_id)
         return (advantage > 0) & step.visible, -advantage
 
 
@@ -190,6 +190,26 @@ def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
     order = ranks.sort(dim=-1, stable=True).indices
     place = torch.empty_like(order).scatter_(-1, order, torch.arange(ranks.shape[-1], device=ranks.device).expand_as(order))
     return (place < count[:, None]) & (ranks < torch.inf)
+
+
+def remask_advantage(ids: Tensor, logits: Tensor, mask_token_id: int) -> Tensor:
+    """(B, N) logit of the mask minus logit of the token that stands there: Eq. 1 re-masks where it is positive."""
+    return logits[..., mask_token_id] - logits.gather(-1, ids[..., None])[..., 0]
+
+
+def eq1_next_state(
+    ids: Tensor, logits: Tensor, mask_token_id: int, editable: Tensor, forbidden: Sequence[int] = ()
+) -> Tensor:
+    """
+    Eq. 1 for whole batches, (B, N) to (B, N): what a plain run of the loop does in one step.
+
+    `forbidden` ids are never revealed; the mask never is.
+    """
+    is_mask = ids == mask_token_id
+    best = logits.index_fill(-1, torch.tensor([mask_token_id, *forbidden], device=ids.device), -torch.inf).argmax(-1)
+    remask = remask_advantage(ids, logits, mask_token_id) > 0
+    following = torch.where(is_mask, best, torch.where(remask, mask_token_id, ids))
+    return torch.where(editable, following, ids)
 
 
 @dataclass(frozen=True)

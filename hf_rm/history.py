@@ -77,8 +77,8 @@ class HistoryState:
         """Rows of several memories, in order."""
         return cls(torch.cat([s.accumulator for s in states]), torch.cat([s.steps for s in states]))
 
-    def select(self, rows: Tensor) -> HistoryState:
-        """The rows that `rows` names: indices (long) or a mask (bool) of shape (B,)."""
+    def select(self, rows: Tensor | slice) -> HistoryState:
+        """The rows that `rows` names: indices (long), a mask (bool) of shape (B,), or a slice."""
         return HistoryState(self.accumulator[rows], self.steps[rows])
 
     def detach(self) -> HistoryState:

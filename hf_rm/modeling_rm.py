@@ -285,7 +285,7 @@ def _group_attention_mask(config: RMConfig, attention_mask: Tensor | None, input
     """(1 or B, heads, N, N), 0 where a head may look and -inf elsewhere; padding is never looked at."""
     groups = tuple(map(tuple, config.position_groups))
     allowed = _allowed_by_groups(groups, tuple(config.attention_groups), inputs.device)
-    if attention_mask is not None:
+    if attention_mask is not None and not attention_mask.all():
         allowed = allowed & attention_mask.bool()[:, None, None, :]
     return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
 

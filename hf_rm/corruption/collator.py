@@ -1,0 +1,140 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""RMDataCollator: from clean sequences to Reflective Masking training states, as ids and integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .laws import AttemptsLaw, TrajectoryLaw
+from .oracle import oracle_labels
+from .proposals import Proposal
+from .random import KeyedUniforms, row_keys
+
+
+@dataclass
+class RMDataCollator:
+    """
+    Draws a pseudo-trajectory for every row and cuts it at a random step (Appendix C, steps 1 to 4).
+
+    Each feature is a dict with `input_ids` (the clean sequence), `idx` (a key of the row: its draws depend on it, on the
+    seed and on the epoch, and on nothing else) and optionally `editable_mask`; without it every position is editable.
+
+    Args:
+        mask_token_id (`int`): the mask.
+        proposal ([`Proposal`]): where wrong tokens come from.
+        law ([`TrajectoryLaw`]): how corrupted positions come to their right token.
+        corruption_rate (`tuple[float, float]`, defaults to (0.05, 0.5)): a row's share of corrupted editable positions is
+            uniform between these, as a whole number of positions and at least one.
+        full_corruption (`float`, defaults to 0): probability that a row is corrupted everywhere instead.
+        edit_weight (`float`, defaults to 1): loss weight of corrupted positions; the others weigh 1.
+        pad_token_id (`int`, defaults to 0): fills shorter rows on the right.
+        seed (`int`, defaults to 0): of the whole run.
+
+    Returns, from a call, a dict of tensors: `input_ids` (B, N) the state, `labels` (B, N), `attention_mask` (B, N),
+    `editable_mask` (B, N) bool, `history_ids` (B, N, S) and `history_lags` (B, N, S + 1) as in [`HistorySegments`],
+    `target_ids` (B, N), `start_ids` (B, N), the trajectory's first state, and with an `edit_weight` other than 1
+    `loss_weights` (B, N).
+
+    Raises:
+        ValueError: for rates outside [0, 1], features without `input_ids` or `idx`, or a row with nothing editable.
+
+    Example:
+        >>> from hf_rm.corruption import FixedProposal, PaperLaw, RMDataCollator
+        >>> collate = RMDataCollator(0, FixedProposal([0] + [1] * 9), PaperLaw(6), corruption_rate=(0.5, 0.5))
+        >>> batch = collate([{"input_ids": [1, 2, 3, 4], "idx": 0}])
+        >>> batch["input_ids"], batch["labels"], batch["history_lags"].shape
+        (tensor([[1, 3, 3, 0]]), tensor([[1, 0, 3, 4]]), torch.Size([1, 4, 4]))
+    """
+
+    mask_token_id: int
+    proposal: Proposal
+    law: TrajectoryLaw = field(default_factory=AttemptsLaw)
+    corruption_rate: tuple[float, float] = (0.05, 0.5)
+    full_corruption: float = 0.0
+    pad_token_id: int = 0
+    edit_weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.corruption_rate
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"`corruption_rate` is {self.corruption_rate!r}: pass (low, high) with 0 <= low <= high <= 1.")
+        if not 0.0 <= self.full_corruption <= 1.0:
+            raise ValueError(f"`full_corruption` is {self.full_corruption!r}: pass a probability from 0 to 1.")
+        # Shared memory, so that loader workers forked before an epoch see its number.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Rows are corrupted anew in every epoch; the trainer calls this at its beginning."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        row_ids = [row_id(feature) for feature in features]
+        targets, real, editable = pad_rows(features, self.pad_token_id)
+        uniforms = KeyedUniforms(row_keys(self.seed, int(self._epoch), row_ids))
+        corrupted = self._corrupted(uniforms, editable)
+        step = np.floor(uniforms.draw(1)[:, 0] * self.law.horizon).astype(np.int64)
+        trajectories = self.law.sample(uniforms, targets, corrupted, self.proposal, self.mask_token_id, row_ids)
+        state = torch.from_numpy(trajectories.state(step))
+        target_ids, editable_mask = torch.from_numpy(targets), torch.from_numpy(editable)
+        weights = {}
+        if self.edit_weight != 1.0:
+            weights["loss_weights"] = torch.where(torch.from_numpy(corrupted), self.edit_weight, 1.0)
+        return {
+            **weights,
+            "input_ids": state,
+            "labels": oracle_labels(state, target_ids, editable_mask, self.mask_token_id),
+            "attention_mask": torch.from_numpy(real.astype(np.int64)),
+            "editable_mask": editable_mask,
+            "history_ids": torch.from_numpy(trajectories.tokens),
+            "history_lags": torch.from_numpy(trajectories.lags(step)),
+            "target_ids": target_ids,
+            "start_ids": torch.from_numpy(np.ascontiguousarray(trajectories.tokens[..., 0])),
+        }
+
+    def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray) -> np.ndarray:
+        """(B, N) bool: a uniformly drawn subset of the editable positions, of a size drawn per row."""
+        size, everywhere = np.moveaxis(uniforms.draw(2), -1, 0)
+        available = editable.sum(-1)
+        low = np.maximum(np.ceil(self.corruption_rate[0] * available - 1e-9), 1)
+        high = np.maximum(np.floor(self.corruption_rate[1] * available + 1e-9), low)
+        count = low + np.floor(size * (high - low + 1))
+        count = np.where(everywhere < self.full_corruption, available, count)
+        order = np.where(editable, uniforms.draw(editable.shape[1]), 2.0).argsort(-1).argsort(-1)
+        return editable & (order < count[:, None])
+
+
+def row_id(feature: dict[str, Any]) -> int | str:
+    if "input_ids" not in feature or "idx" not in feature:
+        raise ValueError(
+            f"a feature has the keys {sorted(feature)}: pass `input_ids` and `idx` (and remove_unused_columns=False, so that "
+            "the Trainer leaves them in)."
+        )
+    return feature["idx"]
+
+
+def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Rows of unequal lengths, padded on the right: (B, N) int64 targets, bool real positions, bool editable positions.
+
+    Raises:
+        ValueError: for a row with nothing editable.
+    """
+    longest = max(len(feature["input_ids"]) for feature in features)
+    targets = np.full((len(features), longest), pad_token_id, dtype=np.int64)
+    real = np.zeros((len(features), longest), dtype=bool)
+    editable = np.zeros((len(features), longest), dtype=bool)
+    for row, feature in enumerate(features):
+        length = len(feature["input_ids"])
+        targets[row, :length] = feature["input_ids"]
+        real[row, :length] = True
+        editable[row, :length] = feature.get("editable_mask", True)
+        if not editable[row].any():
+            raise ValueError(f"row {feature['idx']!r} has nothing editable: drop it or mark positions in `editable_mask`.")
+    return targets, real, editable

@@ -1,0 +1,1 @@
+"""Tasks: data in, corruption, verifiers and metrics, one subpackage a task."""

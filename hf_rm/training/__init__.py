@@ -1,0 +1,20 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Training: arguments, losses, the optimizer, RMTrainer and the vanilla masked-diffusion SFT baseline."""
+
+from .arguments import MaskedSFTArguments, RMTrainingArguments
+from .losses import LossParts, clipped_cross_entropy
+from .optimizers import MuonWithAdamW
+from .sft import MaskedSFTCollator, MaskedSFTTrainer
+from .trainer import RMTrainer
+
+
+__all__ = [
+    "LossParts",
+    "MaskedSFTArguments",
+    "MaskedSFTCollator",
+    "MaskedSFTTrainer",
+    "MuonWithAdamW",
+    "RMTrainer",
+    "RMTrainingArguments",
+    "clipped_cross_entropy",
+]

@@ -1,0 +1,77 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of the trainers: transformers' TrainingArguments and what Reflective Masking adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..corruption.laws import build_law
+from .losses import CLIPS
+
+
+@dataclass
+class MaskedTrainingArguments(TrainingArguments):
+    """What every trainer of this package adds to `TrainingArguments`."""
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Kept off: the collator needs the rows' `idx` and `editable_mask`."}
+    )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Train the matrices with Muon at this rate (everything else with AdamW at `learning_rate`)."},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Longest tokenised sample; longer ones are refused by name, never cut."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False.")
+
+
+@dataclass
+class MaskedSFTArguments(MaskedTrainingArguments):
+    """Arguments of [`MaskedSFTTrainer`], vanilla masked-diffusion fine-tuning."""
+
+    min_mask_rate: float = field(
+        default=1e-3, metadata={"help": "Smallest masking rate t; the loss weight 1 / t is bounded by its inverse."}
+    )
+
+
+@dataclass
+class RMTrainingArguments(MaskedTrainingArguments):
+    """Arguments of [`RMTrainer`]."""
+
+    law: str = field(
+        default="attempts", metadata={"help": "Trajectory law: 'paper' (Appendix C) or 'attempts' (several wrong tries)."}
+    )
+    horizon: int = field(default=16, metadata={"help": "T, the steps of a trajectory."})
+    max_attempts: int = field(default=2, metadata={"help": "Wrong attempts a position, under the law 'attempts'."})
+    min_corruption_rate: float = field(default=0.05, metadata={"help": "Least share of corrupted positions in a row."})
+    max_corruption_rate: float = field(default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."})
+    full_corruption: float = field(default=0.0, metadata={"help": "Probability that a row is corrupted everywhere."})
+    edit_weight: float = field(
+        default=1.0, metadata={"help": "Loss weight of corrupted positions relative to the others (1: constant weights)."}
+    )
+    loss_clip: str = field(
+        default="reported",
+        metadata={"help": "'reported' clips the loss at 18.42 but not its gradient, 'hard' both (the paper), 'none' neither."},
+    )
+    pool_fraction: float = field(
+        default=0.0, metadata={"help": "Share of each batch that comes from the on-policy pool (0: no pool)."}
+    )
+    pool_start_step: int = field(default=0, metadata={"help": "Optimizer step at which the pool begins."})
+    pool_max_age: int = field(default=8, metadata={"help": "Steps a row stays in the pool at most."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        build_law(self.law, self.horizon, self.max_attempts)  # raises for what the law cannot do
+        if self.loss_clip not in CLIPS:
+            raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
+        if not 0.0 <= self.pool_fraction < 1.0:
+            raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
+        if not self.edit_weight > 0:
+            raise ValueError(f"`edit_weight` is {self.edit_weight!r}: pass a positive number.")

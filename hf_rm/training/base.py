@@ -1,0 +1,174 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""What the trainers share: data, optimizer, normalisation, staged checkpoints without pickles, the collator's epoch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..configuration_rm import RMConfig
+from ..modeling_rm import RMForMaskedDiffusion
+from .arguments import MaskedTrainingArguments
+from .checkpoints import STAGING, publish_folder
+from .data import RowDataset
+from .optimizers import MuonWithAdamW, split_parameters
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the collator which epoch begins; also after a resume, where the first epoch is a later one."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.collator.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+class MaskedTrainer(Trainer):
+    """
+    Base of the trainers of this package; see [`RMTrainer`] and [`MaskedSFTTrainer`].
+
+    Unlike plain `Trainer` it accepts a model by name, wraps datasets ([`RowDataset`]), takes a `peft_config`, writes
+    checkpoints to a staging folder that is renamed when it is whole, and leaves the pickled arguments out of them.
+    """
+
+    _tag_names = ("hf_rm",)
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: MaskedTrainingArguments,
+        data_collator: Any,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        # Data
+        wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
+        # PEFT
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=wrap(train_dataset),
+            eval_dataset=wrap(eval_dataset),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # The loss is divided by the labels of the whole accumulated batch, over all processes: Trainer has to count them,
+        # and must not divide by the accumulation steps again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.add_callback(_EpochCallback(data_collator))
+        self._staging = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.args.muon_learning_rate is None:
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+        if self.optimizer is None:
+            matrices, others = split_parameters(self.model if model is None else model)
+            self.optimizer = MuonWithAdamW(
+                matrices,
+                others,
+                muon_lr=self.args.muon_learning_rate,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def _normalise(self, total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """A sum over positions as its share of the mean over the whole accumulated batch, all processes included."""
+        if num_items_in_batch is None:
+            return total / (labels != -100).sum()
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        # Gradients are averaged over processes, but num_items_in_batch counts all of them.
+        return total / num_items_in_batch * processes
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors of this process that a resumed run needs besides model, optimizer and random states."""
+        return {}
+
+    def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
+        """Undo [`extra_state`]."""
+
+    def _extra_state_file(self, folder: str | Path) -> Path:
+        return Path(folder) / f"extra_state_{self.args.process_index}.safetensors"
+
+    def _get_output_dir(self, trial: Any) -> str:
+        final = super()._get_output_dir(trial)
+        return str(Path(final) / STAGING) if self._staging else final
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint beside its place, and rename it when every process is done: a kill leaves no half one."""
+        run_folder = Path(self._get_output_dir(trial))
+        staged = run_folder / STAGING / f"checkpoint-{self.state.global_step}"
+        final = run_folder / staged.name
+        if self.args.should_save:
+            shutil.rmtree(run_folder / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        tensors = self.extra_state()
+        if tensors:
+            save_file(tensors, self._extra_state_file(staged))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.state.best_model_checkpoint == str(staged):
+                self.state.best_model_checkpoint = str(final)
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+            publish_folder(staged, final)
+            shutil.rmtree(run_folder / STAGING, ignore_errors=True)
+            rotate_checkpoints(
+                output_dir=str(run_folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(final))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._staging:  # a staged folder is about to be renamed: `_save_checkpoint` pushes it afterwards
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # A pickle of the arguments has no place in a folder that others load: the same as JSON.
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2, default=str))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._extra_state_file(checkpoint).exists():
+            self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
+
+
+def load_model(model: str | PreTrainedModel) -> PreTrainedModel:
+    """A model, or the one a name or folder stands for: a saved wrapper as it is, anything else as a backbone to wrap."""
+    if not isinstance(model, str):
+        return model
+    if isinstance(AutoConfig.from_pretrained(model), RMConfig):
+        return RMForMaskedDiffusion.from_pretrained(model)
+    return RMForMaskedDiffusion.from_backbone(model)

@@ -1,0 +1,86 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Datasets as the collators want them: `input_ids`, `editable_mask` and a key for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+class RowDataset(Dataset):
+    """
+    A map-style view of a dataset: every row becomes `input_ids`, `idx` and, where only a part may change, `editable_mask`.
+
+    Rows may hold `prompt` and `completion` (texts or lists of messages), `messages` (the last one is the completion), or
+    `input_ids` with an optional `editable_mask`. `idx` defaults to the row's number.
+
+    Args:
+        rows (sequence of dicts, a `datasets.Dataset` among them): the data.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed for texts.
+        max_length (`int`, *optional*): longest sample.
+
+    Raises:
+        ValueError: for a dataset without length, an empty one, unknown columns, texts without a tokenizer, or (when the
+            row is read) a sample longer than `max_length`.
+    """
+
+    def __init__(self, rows: Any, tokenizer: Any = None, max_length: int | None = None) -> None:
+        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            raise ValueError(f"`train_dataset` is a {type(rows).__name__}: pass a map-style dataset, one with a length.")
+        if len(rows) == 0:
+            raise ValueError("`train_dataset` is empty: pass at least one row.")
+        self.rows = rows
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self._check(rows[0])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        sample = {"idx": row.get("idx", index)}
+        if "input_ids" in row:
+            sample.update({key: row[key] for key in ("input_ids", "editable_mask") if key in row})
+        else:
+            sample.update(self._tokenize(*_prompt_and_completion(row)))
+        if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
+            raise ValueError(
+                f"row {sample['idx']!r} has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}: "
+                "drop it or raise max_length."
+            )
+        return sample
+
+    def _check(self, row: dict[str, Any]) -> None:
+        if "input_ids" in row:
+            return
+        if not ("messages" in row or {"prompt", "completion"} <= set(row)):
+            raise ValueError(
+                f"`train_dataset` has the columns {sorted(row)}: pass `prompt` and `completion`, `messages`, or `input_ids`."
+            )
+        if self.tokenizer is None:
+            raise ValueError("`train_dataset` holds texts: pass the tokenizer as `processing_class`.")
+
+    def _tokenize(self, prompt: Any, completion: Any) -> dict[str, list]:
+        if isinstance(prompt, str):
+            prompt_ids = self.tokenizer(prompt)["input_ids"]
+            completion_ids = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            ids = [*prompt_ids, *completion_ids]
+        else:
+            prompt_ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            ids = self.tokenizer.apply_chat_template([*prompt, *completion], return_dict=False)
+            if ids[: len(prompt_ids)] != prompt_ids:
+                raise ValueError(
+                    "the chat template renders the prompt differently once the completion follows: pass `prompt` and "
+                    "`completion` as texts."
+                )
+        return {"input_ids": ids, "editable_mask": [i >= len(prompt_ids) for i in range(len(ids))]}
+
+
+def _prompt_and_completion(row: dict[str, Any]) -> tuple[Any, Any]:
+    if "messages" in row:
+        messages: Sequence[Any] = row["messages"]
+        return list(messages[:-1]), list(messages[-1:])
+    return row["prompt"], row["completion"]

@@ -1,0 +1,89 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""The three losses of Reflective Masking, and their bookkeeping."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..corruption.oracle import IGNORE_INDEX, loss_parts
+
+
+MAX_LOSS = -math.log(1e-8)
+"""The paper clips probabilities at 1e-8: no position reports more than this, 18.42."""
+
+CLIPS = ("reported", "hard", "none")
+PART_NAMES = ("reveal", "mask", "keep")
+
+
+def clipped_cross_entropy(logits: Tensor, labels: Tensor, clip: str = "reported") -> Tensor:
+    """
+    Cross-entropy of every position, (K, V) and (K,) to (K,) in float32; 0 where the label is -100.
+
+    A pretrained head gives the mask less than 1e-8 at most visible positions. The paper's clamp has no gradient exactly
+    there, so that the mask loss would never start. With `clip="reported"` the value is clamped and the gradient is that of
+    the unclamped loss; `"hard"` is the paper's letter; `"none"` clamps nothing.
+
+    Raises:
+        ValueError: for an unknown `clip`.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, -25.0]], requires_grad=True)
+        >>> loss = clipped_cross_entropy(logits, torch.tensor([1])).sum()
+        >>> loss.backward(); round(loss.item(), 2), logits.grad[0, 1].item()
+        (18.42, -1.0)
+    """
+    if clip not in CLIPS:
+        raise ValueError(f"`loss_clip` is {clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    if clip == "none":
+        return loss
+    clamped = loss.clamp(max=MAX_LOSS)
+    return clamped if clip == "hard" else loss + (clamped - loss).detach()
+
+
+class LossParts:
+    """
+    Running sums of the reveal, mask and keep losses and accuracies, kept on the device: no step waits for them.
+
+    Example:
+        >>> parts = LossParts()
+        >>> state, labels = torch.tensor([[0, 2]]), torch.tensor([[1, 2]])
+        >>> logits = torch.tensor([[[0.0, 9, 0], [0, 0, 9]]])
+        >>> parts.add(state, labels, logits, clipped_cross_entropy(logits[0], labels[0]), 0)
+        >>> sorted(parts.pop())
+        ['accuracy_keep', 'accuracy_reveal', 'loss_keep', 'loss_reveal']
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, state: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, mask_token_id: int) -> None:
+        """Count a batch: (B, N) state and labels, (B, N, V) logits, (B * N,) loss per position."""
+        parts = loss_parts(state, labels, mask_token_id).flatten()
+        correct = (logits.argmax(-1) == labels).flatten()
+        rows = torch.stack((loss.detach(), correct.float(), torch.ones_like(loss)))
+        # Unsupervised positions go to a fourth bin, which nobody reads.
+        sums = rows.new_zeros(3, 4).index_add_(1, torch.where(parts < 0, 3, parts), rows)[:, :3]
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def pop(self, reduce=lambda sums: sums) -> dict[str, float]:
+        """
+        Means since the last call, and start again. `reduce` sums the (3, 3) tensor over processes.
+
+        The mean of a part without positions does not exist and is left out.
+        """
+        if self.sums is None:
+            return {}
+        losses, correct, counts = reduce(self.sums).tolist()
+        self.sums = None
+        logs = {}
+        for name, loss, right, count in zip(PART_NAMES, losses, correct, counts, strict=True):
+            if count:
+                logs[f"loss_{name}"] = loss / count
+                logs[f"accuracy_{name}"] = right / count
+        return logs

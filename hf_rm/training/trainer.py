@@ -1,0 +1,179 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""RMTrainer: reveal, mask and keep losses over pseudo-trajectories and over the model's own revisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..configuration_rm import embedding_width
+from ..corruption import OnPolicyPool, Proposal, RMDataCollator, UniformProposal, build_law, oracle_labels
+from ..generation_rules_rm import eq1_next_state
+from ..history import History, HistorySegments
+from .arguments import RMTrainingArguments
+from .base import MaskedTrainer, load_model
+from .losses import LossParts, clipped_cross_entropy
+
+
+class RMTrainer(MaskedTrainer):
+    """
+    Post-trains a mask diffusion model to reveal, keep and re-mask (Reflective Masking, Appendix C).
+
+    Args:
+        model (`str` or `PreTrainedModel`): the wrapper, or a name or folder: of a saved wrapper, or of a backbone to wrap.
+        args (`RMTrainingArguments`): law, horizon, corruption, pool and everything `TrainingArguments` has.
+        train_dataset, eval_dataset: see [`RowDataset`].
+        processing_class: the tokenizer, for datasets of texts.
+        data_collator ([`RMDataCollator`], *optional*): by default built from `args` with `proposal`.
+        proposal ([`Proposal`], *optional*): where wrong tokens come from; by default uniform over the vocabulary.
+        peft_config (`PeftConfig`, *optional*): train an adapter.
+        kwargs: further arguments of `Trainer`.
+
+    Raises:
+        ValueError: for data and arguments that cannot work, before the first step.
+
+    Example:
+        >>> trainer = RMTrainer(model, RMTrainingArguments("out", max_steps=100), train_dataset=rows)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    _tag_names = ("hf_rm", "reflective-masking")
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: RMTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        data_collator: RMDataCollator | None = None,
+        proposal: Proposal | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        # Args
+        args = RMTrainingArguments("rm-output") if args is None else args
+        # Model
+        model = load_model(model)
+        self.mask_token_id = model.config.mask_token_id
+        # Data
+        if data_collator is None:
+            data_collator = build_collator(model, args, proposal, processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            **kwargs,
+        )
+        # Pool
+        pool_rows = round(args.pool_fraction * args.per_device_train_batch_size)
+        if args.pool_fraction and not 0 < pool_rows < args.per_device_train_batch_size:
+            raise ValueError(
+                f"`pool_fraction` is {args.pool_fraction} of a batch of {args.per_device_train_batch_size}: it leaves no row "
+                "on one of the two sides. Pass a larger batch or another fraction."
+            )
+        width = embedding_width(model.config.text_config)
+        self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
+        self.loss_parts = LossParts()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The weighted, clipped cross-entropy of a batch, part of which comes from the pool once that has begun."""
+        use_pool = self.pool is not None and model.training and self.state.global_step >= self.args.pool_start_step
+        batch, history = self._with_pool(inputs) if use_pool else (inputs, _segments(inputs))
+        outputs = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            editable_mask=batch["editable_mask"],
+            history=history,
+        )
+        labels, logits = batch["labels"], outputs.logits
+        per_position = clipped_cross_entropy(logits.flatten(0, 1), labels.flatten(), self.args.loss_clip)
+        weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
+        if num_items_in_batch is not None and use_pool:
+            # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
+            num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])
+        loss = self._normalise((per_position * weights).sum(), labels, num_items_in_batch)
+        if model.training:
+            self.loss_parts.add(batch["input_ids"], labels, logits, per_position, self.mask_token_id)
+        if use_pool:
+            self._advance_pool(logits, outputs.history)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def _with_pool(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[History]]:
+        """The batch with its last rows replaced by the pool's; what they would have been refills the pool."""
+        synthetic = len(inputs["input_ids"]) - self.pool.size
+        if synthetic < 0:  # a last, short batch
+            return inputs, [_segments(inputs)]
+        first = {name: value[:synthetic] for name, value in inputs.items()}
+        last = {name: value[synthetic:] for name, value in inputs.items()}
+        rows = self.pool.refill(last["start_ids"], last["target_ids"], last["editable_mask"], last["attention_mask"])
+        pooled = {
+            "input_ids": rows.ids,
+            "attention_mask": rows.attention_mask,
+            "editable_mask": rows.editable,
+            "labels": oracle_labels(rows.ids, rows.target, rows.editable, self.mask_token_id),
+        }
+        batch = {name: torch.cat((first[name], pooled[name])) for name in pooled}
+        return batch, [_segments(first), rows.history]
+
+    @torch.no_grad()
+    def _advance_pool(self, logits: Tensor, history: Any) -> None:
+        rows = self.pool.rows
+        count = self.pool.size
+        forbidden = self.model.config.suppressed_token_ids or ()
+        following = eq1_next_state(rows.ids, logits[-count:].detach(), self.mask_token_id, rows.editable, forbidden)
+        self.pool.advance(following, None if history is None else history.select(slice(-count, None)))
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {} if self.pool is None else self.pool.state_dict()
+
+    def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
+        if self.pool is not None:
+            self.pool.load_state_dict({name: value.to(self.args.device) for name, value in tensors.items()})
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the three losses and accuracies to the training logs, summed over all processes."""
+        if "loss" in logs:
+            logs.update(self.loss_parts.pop(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
+        super().log(logs, *args, **kwargs)
+
+
+def build_collator(
+    model: PreTrainedModel, args: RMTrainingArguments, proposal: Proposal | None, processing_class: Any = None
+) -> RMDataCollator:
+    """The collator that `args` describe; its proposal is uniform over the vocabulary by default."""
+    config = model.config
+    if proposal is None:
+        excluded = [config.mask_token_id, *(config.suppressed_token_ids or ())]
+        proposal = UniformProposal(config.vocab_size, excluded=excluded)
+    return RMDataCollator(
+        mask_token_id=config.mask_token_id,
+        proposal=proposal,
+        law=build_law(args.law, args.horizon, args.max_attempts),
+        corruption_rate=(args.min_corruption_rate, args.max_corruption_rate),
+        full_corruption=args.full_corruption,
+        edit_weight=args.edit_weight,
+        pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+
+
+def _segments(inputs: dict[str, Tensor]) -> HistorySegments:
+    return HistorySegments(inputs["history_ids"], inputs["history_lags"])
+
+
+def _count(labels: Tensor) -> Tensor:
+    return (labels != -100).sum()
