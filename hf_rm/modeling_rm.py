@@ -220,6 +220,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         config = self.config
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
+            if torch.is_autocast_enabled(inputs.device.type):
+                # The residual stream of these small models in 16 bits: half the memory traffic of every elementwise step.
+                inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
         if config.attention_groups is not None:
             attention_mask = _group_attention_mask(config, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:

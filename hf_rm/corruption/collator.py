@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .laws import AttemptsLaw, TrajectoryLaw
+from .laws import AttemptsLaw, Trajectories, TrajectoryLaw
 from .oracle import oracle_labels
 from .proposals import Proposal
 from .random import KeyedUniforms, row_keys
+
+
+STARTS = ("draft", "law", "canvas")
 
 
 @dataclass
@@ -33,12 +36,14 @@ class RMDataCollator:
             uniform between these, as a whole number of positions and at least one.
         full_corruption (`float`, defaults to 0): probability that a row is corrupted everywhere instead.
         edit_weight (`float`, defaults to 1): loss weight of corrupted positions; the others weigh 1.
+        start (`str`, defaults to `"draft"`): what `start_ids` hold, for the on-policy pool: `"draft"` a wrong token at every
+            corrupted position, `"law"` the trajectory's own first state, `"canvas"` a mask at every corrupted position.
         pad_token_id (`int`, defaults to 0): fills shorter rows on the right.
         seed (`int`, defaults to 0): of the whole run.
 
     Returns, from a call, a dict of tensors: `input_ids` (B, N) the state, `labels` (B, N), `attention_mask` (B, N),
     `editable_mask` (B, N) bool, `history_ids` (B, N, S) and `history_lags` (B, N, S + 1) as in [`HistorySegments`],
-    `target_ids` (B, N), `start_ids` (B, N), the trajectory's first state, and with an `edit_weight` other than 1
+    `target_ids` (B, N), `start_ids` (B, N), where a pool row begins, and with an `edit_weight` other than 1
     `loss_weights` (B, N).
 
     Raises:
@@ -59,6 +64,7 @@ class RMDataCollator:
     full_corruption: float = 0.0
     pad_token_id: int = 0
     edit_weight: float = 1.0
+    start: str = "draft"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +73,8 @@ class RMDataCollator:
             raise ValueError(f"`corruption_rate` is {self.corruption_rate!r}: pass (low, high) with 0 <= low <= high <= 1.")
         if not 0.0 <= self.full_corruption <= 1.0:
             raise ValueError(f"`full_corruption` is {self.full_corruption!r}: pass a probability from 0 to 1.")
+        if self.start not in STARTS:
+            raise ValueError(f"`start` is {self.start!r}: pass one of {', '.join(map(repr, STARTS))}.")
         # Shared memory, so that loader workers forked before an epoch see its number.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -95,8 +103,13 @@ class RMDataCollator:
             "history_ids": torch.from_numpy(trajectories.tokens),
             "history_lags": torch.from_numpy(trajectories.lags(step)),
             "target_ids": target_ids,
-            "start_ids": torch.from_numpy(np.ascontiguousarray(trajectories.tokens[..., 0])),
+            "start_ids": torch.from_numpy(self._start(trajectories, targets, corrupted)),
         }
+
+    def _start(self, trajectories: Trajectories, targets: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
+        if self.start == "law":
+            return np.ascontiguousarray(trajectories.tokens[..., 0])
+        return trajectories.drafts if self.start == "draft" else np.where(corrupted, self.mask_token_id, targets)
 
     def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray) -> np.ndarray:
         """(B, N) bool: a uniformly drawn subset of the editable positions, of a size drawn per row."""

@@ -32,10 +32,12 @@ class Trajectories:
     Attributes:
         tokens (`(B, N, S)` int64): the runs of every position, oldest first; unused ones repeat the target.
         starts (`(B, N, S)` int64): the step at which each run begins: 0 first, ascending, `horizon + 1` where unused.
+        drafts (`(B, N)` int64): a full draft instead: a wrong token at every corrupted position, the target elsewhere.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
+    drafts: np.ndarray
 
     def state(self, step: np.ndarray) -> np.ndarray:
         """(B, N) tokens at the rows' steps, (B,)."""
@@ -124,7 +126,8 @@ class PaperLaw(TrajectoryLaw):
         starts = np.stack(
             (zero, np.where(is_wrong, beta, np.where(corrupted, mu, never)), np.where(is_wrong, mu, never)), -1
         )
-        return Trajectories(np.stack((first, second, targets), -1), starts)
+        drafts = np.where(corrupted, drawn, targets)
+        return Trajectories(np.stack((first, second, targets), -1), starts, drafts)
 
 
 class AttemptsLaw(TrajectoryLaw):
@@ -183,7 +186,8 @@ class AttemptsLaw(TrajectoryLaw):
         runs = np.where(corrupted, 2 * attempts + 1 + kind, 1)
         wrong = proposal.draw(uniforms.draw(length, most), targets, row_ids)
         starts = self._starts(uniforms.draw(length, self.horizon), runs)
-        return Trajectories(self._tokens(targets, wrong, kind, runs, mask_token_id), starts)
+        drafts = np.where(corrupted, wrong[..., 0], targets)
+        return Trajectories(self._tokens(targets, wrong, kind, runs, mask_token_id), starts, drafts)
 
     def _tokens(
         self, targets: np.ndarray, wrong: np.ndarray, kind: np.ndarray, runs: np.ndarray, mask_token_id: int

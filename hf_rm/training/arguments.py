@@ -63,6 +63,10 @@ class RMTrainingArguments(MaskedTrainingArguments):
     pool_fraction: float = field(
         default=0.0, metadata={"help": "Share of each batch that comes from the on-policy pool (0: no pool)."}
     )
+    pool_start: str = field(
+        default="draft",
+        metadata={"help": "How a pool row begins: 'draft' (corrupted positions wrong), 'canvas' (masked) or 'law'."},
+    )
     pool_start_step: int = field(default=0, metadata={"help": "Optimizer step at which the pool begins."})
     pool_max_age: int = field(default=8, metadata={"help": "Steps a row stays in the pool at most."})
 

@@ -166,6 +166,7 @@ def build_collator(
         corruption_rate=(args.min_corruption_rate, args.max_corruption_rate),
         full_corruption=args.full_corruption,
         edit_weight=args.edit_weight,
+        start=args.pool_start,
         pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )

@@ -197,8 +197,8 @@ def _boards_within(corrupted: BoardArray, distance: int, limit: int) -> tuple[Bo
     solver.parameters.enumerate_all_solutions = True
     collector = _collector_class()(limit)
     status = solver.solve(model, collector)
-    # OPTIMAL (or INFEASIBLE, with none) says that the whole space was searched. A search stopped at its very last board
-    # says so too, hence the collector's own word.
+    # OPTIMAL (or INFEASIBLE, with none) says that the whole space was searched. A search that was stopped at its
+    # very last board says so too, hence the collector's own word.
     complete = status in (_cp_model().OPTIMAL, _cp_model().INFEASIBLE) and not collector.overflow
     boards = np.array(collector.found, dtype=np.uint8).reshape(-1, CELLS)
     return boards[np.lexsort(boards.T[::-1])], complete
