@@ -1,0 +1,222 @@
+"""
+Sudoku revision: train a 0.8 M-parameter mask diffusion model to find and repair wrong cells, and prove it.
+
+    accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-demo.yaml       # a few minutes on a CPU
+    accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-best.yaml       # the shipped model
+    accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-paper.yaml      # the four variants of Table 2
+    accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-ablation.yaml   # x two laws x three seeds
+    accelerate launch recipes/sudoku.py --eval_only model_cards/rm-sudoku --eval_boards 10000
+
+Every run goes to its own folder under --output_dir and is not repeated once its results.json is there; an interrupted one
+continues from its last checkpoint.
+"""
+
+import os
+import sys
+
+
+# `recipes/math.py` must not shadow the standard library's `math`: drop this folder from the import path.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
+
+import copy  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+from accelerate import PartialState  # noqa: E402
+from rich.console import Console  # noqa: E402
+from transformers import AutoModel, set_seed  # noqa: E402
+from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+from trl import TrlParser  # noqa: E402
+
+import hf_rm  # noqa: E402, F401  (registers the Auto classes)
+from hf_rm import RMTrainer, RMTrainingArguments  # noqa: E402
+from hf_rm.corruption import FixedProposal  # noqa: E402
+from hf_rm.hub import save_for_hub  # noqa: E402
+from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling  # noqa: E402
+from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest  # noqa: E402
+from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, revise_boards  # noqa: E402
+from hf_rm.tasks.sudoku.model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer  # noqa: E402
+from hf_rm.tasks.sudoku.report import Record, ablation_table, make_record, plot_rounds, results_table  # noqa: E402
+from hf_rm.visualize import Replay, write_html  # noqa: E402
+
+
+@dataclass
+class SudokuArguments:
+    """Arguments of this recipe, beside those of RMTrainingArguments."""
+
+    variants: list[str] = field(
+        default_factory=lambda: ["hr-decay-her"], metadata={"help": f"Histories to train: any of {', '.join(VARIANTS)}."}
+    )
+    laws: list[str] = field(
+        default_factory=lambda: ["attempts+pool"],
+        metadata={"help": "Trajectory laws to train with, each with '+pool' for on-policy rows or without."},
+    )
+    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Training seeds."})
+    structured: bool = field(default=True, metadata={"help": "Row, column and box structure; otherwise full attention."})
+    intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
+    eval_only: str | None = field(default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."})
+    also_evaluate: list[str] = field(
+        default_factory=list, metadata={"help": "Further models (folders or Hub names) for the table."}
+    )
+    eval_source: str = field(default="generated", metadata={"help": "'generated' or 'real' boards."})
+    eval_boards: int = field(default=1000, metadata={"help": "Boards of the evaluation set."})
+    eval_seed: int = field(default=20261122, metadata={"help": "Seed of the evaluation set; training never sees it."})
+    decodings: list[str] = field(
+        default_factory=lambda: ["eq1", "threshold"], metadata={"help": f"Any of {', '.join(DECODINGS)}."}
+    )
+    ceiling_dir: str = field(default="benchmarks/results", metadata={"help": "Where sudoku_ceiling.py keeps its results."})
+    replay_boards: int = field(default=3, metadata={"help": "Boards shown in the HTML replay."})
+
+
+def main() -> None:
+    arguments, training = TrlParser((SudokuArguments, RMTrainingArguments)).parse_args_and_config()
+    records: list[Record] = []
+    if arguments.eval_only is None:
+        for variant in arguments.variants:
+            for law in arguments.laws:
+                for seed in arguments.seeds:
+                    records += train_and_evaluate(arguments, training, variant, law, seed)
+    models = arguments.also_evaluate if arguments.eval_only is None else [arguments.eval_only]
+    for name in models:
+        records += evaluate_model(arguments, AutoModel.from_pretrained(name), Path(training.output_dir), name=name)
+    if PartialState().is_main_process:
+        report(arguments, records, Path(training.output_dir))
+
+
+def train_and_evaluate(
+    arguments: SudokuArguments, training: RMTrainingArguments, variant: str, law: str, seed: int
+) -> list[Record]:
+    """One run: its records, one a decoding; read back if the run was finished before."""
+    folder = Path(training.output_dir) / f"{variant}_{law}_seed{seed}"
+    results = folder / "results.json"
+    if results.exists():
+        return json.loads(results.read_text())
+    args = copy.deepcopy(training)
+    args.output_dir, args.seed = str(folder), seed
+    args.law, pool = law.removesuffix("+pool"), law.endswith("+pool")
+    args.pool_fraction = training.pool_fraction if pool else 0.0
+    set_seed(seed)
+    model = build_sudoku_model(
+        variant, structured=arguments.structured, intermediate_size=arguments.intermediate_size
+    )
+    trainer = RMTrainer(
+        model,
+        args,
+        train_dataset=training_boards(args),
+        proposal=FixedProposal([0] + [1] * (VOCAB_SIZE - 1)),
+    )
+    began = time.process_time()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    cpu_minutes = (time.process_time() - began) / 60
+    if not PartialState().is_main_process:
+        return []
+    save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
+    labels = {"variant": variant, "law": law, "seed": seed, "train_cpu_minutes": cpu_minutes, "steps": args.max_steps}
+    records = evaluate_model(arguments, model, folder, name=f"{variant}, {law}, seed {seed}", **labels)
+    write_json(results, records)
+    return records
+
+
+class BoardRows:
+    """Solved boards as rows for the trainer."""
+
+    def __init__(self, boards: np.ndarray) -> None:
+        self.boards = boards
+
+    def __len__(self) -> int:
+        return len(self.boards)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.boards[index], "idx": index}
+
+
+def training_boards(args: RMTrainingArguments) -> BoardRows:
+    """As many boards as the run will look at, so that none comes twice; the seed is the run's."""
+    count = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return BoardRows(generate_boards(count, args.seed, split="train"))
+
+
+def evaluate_model(
+    arguments: SudokuArguments, model: Any, folder: Path, name: str, **labels: Any
+) -> list[Record]:
+    """Revise the evaluation set with every decoding; records, and an HTML replay of a few boards in `folder`."""
+    initial, target = evaluation_set(arguments.eval_source, arguments.eval_boards, arguments.eval_seed)
+    ceiling = find_ceiling(arguments, initial, target)
+    records = []
+    for decoding in arguments.decodings:
+        run = revise_boards(model, initial, target, decoding, progress_bar=True)
+        records.append(make_record(run, ceiling, name=f"{name} ({decoding})", decoding=decoding, **labels))
+        if decoding == arguments.decodings[0]:
+            page = write_replay(run, folder / "replay.html", arguments.replay_boards, name)
+            records[-1]["replay_page"] = str(page)
+    return records
+
+
+def find_ceiling(arguments: SudokuArguments, initial: np.ndarray, target: np.ndarray) -> CeilingTable | None:
+    """The saved ceiling of these very boards, or of a larger set that begins with them."""
+    for path in sorted(Path(arguments.ceiling_dir).glob("*.npz")):
+        table = load_ceiling(path)
+        settings = table.settings
+        same = settings.get("source") == arguments.eval_source and settings.get("seed") == arguments.eval_seed
+        if same and len(table.credit) >= len(initial):
+            whole = evaluation_set(arguments.eval_source, len(table.credit), arguments.eval_seed)
+            if table.digest == boards_digest(*whole):
+                return table
+    logging.get_logger(__name__).warning("no saved ceiling of these boards: python benchmarks/sudoku_ceiling.py makes one")
+    return None
+
+
+def write_replay(run: SudokuRun, path: Path, boards: int, name: str) -> Path:
+    """An HTML page with the first boards' revision."""
+    replays = []
+    for row in range(min(boards, len(run.final))):
+        replays.append(
+            Replay.from_trajectory(
+                run.states[:, row].astype(np.int64),
+                run.actions[:, row],
+                mask_token_id=MASK_ID,
+                decode=lambda token: "." if token == MASK_ID else str(token),
+                target=run.target[row].astype(np.int64),
+                editable=[True] * CELLS,
+                num_steps=int(run.num_steps[row]),
+                layout="grid",
+                title=f"Board {row}, {name}",
+            )
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_html(replays, path)
+
+
+def report(arguments: SudokuArguments, records: list[Record], folder: Path) -> None:
+    """Print the table beside the paper's; save the records and the scaling curve."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    title = f"Sudoku revision, {arguments.eval_boards} {arguments.eval_source} boards, seed {arguments.eval_seed}"
+    paper = arguments.variants if len(arguments.variants) > 1 else ["hr-decay-her"]
+    console.print(results_table(records, title, paper))
+    seeded = [record for record in records if "seed" in record and record["decoding"] == arguments.decodings[0]]
+    if len(arguments.seeds) > 1:
+        console.print(ablation_table(seeded))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "records.json", records)
+    console.print(f"records: {folder / 'records.json'}", soft_wrap=True)
+    console.print(f"accuracy against rounds: {plot_rounds(records, folder / 'rounds.png')}", soft_wrap=True)
+    for record in records:
+        if "replay_page" in record:
+            console.print(f"replay of {record['name']}: {record['replay_page']}", soft_wrap=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside, then rename: an interrupted run leaves no half file."""
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(value, indent=2))
+    staged.replace(path)
+
+
+if __name__ == "__main__":
+    main()
