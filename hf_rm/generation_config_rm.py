@@ -57,7 +57,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
             canvas and every mask in the input, `"all"` every position that is not padding.
         steps (`int`, *optional*): length of the reveal schedule over the whole canvas, for `reveal="confidence"`,
             `"margin"` and `"entropy"`. None: one position a step.
-        max_steps (`int`, *optional*): bound on the steps of a row. None: 64 more than twice the schedule's steps.
+        max_steps (`int`, *optional*): bound on the steps of a row. None: 64 more than 1 + `patience` times the
+            schedule's steps.
         max_revision_rounds (`int`, *optional*): steps a block goes on after its last mask is gone. None: no bound.
         patience (`int`, defaults to 1): steps without a mask and without a change after which a block has converged.
         reveal (`str`, defaults to `"all"`): the reveal rule: `"all"`, `"threshold"`, `"confidence"`, `"margin"` or

@@ -178,10 +178,11 @@ class ReflectiveGenerationMixin:
             kwargs["max_new_tokens"] = max_new_tokens
         config = self._resolve_generation_config(generation_config, kwargs)
         mask_token_id = self._resolve_mask_token_id(config)
-        _check_inputs(input_ids, attention_mask, editable_mask, config)
+        _check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
         # 2. the canvas
         canvas = _build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id)
-        loop = _DenoisingLoop(self, config, canvas, mask_token_id, _row_generators(generator, canvas.ids))
+        generators = _row_generators(generator, len(canvas.ids), samples=config.temperature > 0)
+        loop = _DenoisingLoop(self, config, canvas, mask_token_id, generators)
         # 3. the loop
         return loop.run(streamer, progress_bar)
 
@@ -229,9 +230,9 @@ class ReflectiveGenerationMixin:
                 "`mask_token_id` is found neither in the generation config nor in the model's config: pass "
                 "mask_token_id=..., the id of the mask token that the model was trained with."
             )
-        if not 0 <= mask_token_id < self.config.vocab_size:
+        if not isinstance(mask_token_id, int) or not 0 <= mask_token_id < self.config.vocab_size:
             raise ValueError(
-                f"`mask_token_id` is {mask_token_id}, outside the vocabulary of {self.config.vocab_size}: pass the id "
+                f"`mask_token_id` is {mask_token_id!r}, outside the vocabulary of {self.config.vocab_size}: pass the id "
                 "of the mask token that the model was trained with."
             )
         return mask_token_id
@@ -285,7 +286,7 @@ class _DenoisingLoop:
         config: ReflectiveGenerationConfig,
         canvas: _Canvas,
         mask_token_id: int,
-        generators: list[torch.Generator],
+        generators: list[torch.Generator] | None,
     ) -> None:
         self.model = model
         self.config = config
@@ -295,28 +296,25 @@ class _DenoisingLoop:
         self.revise = (REVISION_RULES[config.revise] if config.revise is not None else NoRevision)(config)
         self.limits = RemaskLimits(config.max_remasks_per_position, config.max_remask_ratio)
         self.forbidden = _forbidden_ids(model, config, mask_token_id)
-        self.num_blocks = int(canvas.blocks.max()) + 1
         self.schedule_steps = _schedule_steps(config, canvas, mask_token_id)
-        self.max_steps = config.max_steps or 64 + 2 * int(self.schedule_steps.max())
+        self.max_steps = _max_steps(config, canvas, self.schedule_steps)
         self.sampler = _Sampler(config)
-        self.rows = self._first_rows(generators if config.temperature > 0 else None)
+        self.rows = self._first_rows(generators)
         self.loops = _LoopDetector(canvas.ids) if self._state_is_everything() else None
         batch = canvas.ids.shape[0]
         self.counts = {name: torch.zeros(batch, dtype=torch.long, device=canvas.ids.device) for name in _COUNTS}
-        self.stop_reason = ["max_steps"] * batch
+        self.stop_reason = ["converged"] * batch
         self.recorder = _Recorder(canvas.ids) if config.output_trajectory else None
 
     def run(self, streamer: BaseStreamer | None, progress_bar: bool) -> ReflectiveOutput:
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
         progress = logging.tqdm(total=len(self.canvas.ids), desc="rows", disable=not progress_bar)
-        for _ in range(self.max_steps):
+        while len(self.rows.index):
             finished = self._step()
             progress.update(finished)
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(self.canvas.ids.cpu())
-            if not len(self.rows.index):
-                break
         progress.close()
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
@@ -354,17 +352,17 @@ class _DenoisingLoop:
         rows.quiet = torch.where(had_mask | revised, 0, rows.quiet + 1)
         rows.rounds = rows.rounds + ~had_mask
         rows.block_step = rows.block_step + 1
+        settled = ~has_mask if self.config.revise is None else ~has_mask & (rows.quiet >= self.config.patience)
         if self.config.max_revision_rounds is not None:
-            self._close(rows, (rows.rounds >= self.config.max_revision_rounds) & ~has_mask, "max_revision_rounds")
+            spent = rows.rounds >= self.config.max_revision_rounds
+            self._close(rows, spent & ~has_mask & ~settled, "max_revision_rounds")
         if self.loops is not None:
             self._close(rows, self.loops.returned(rows.index, rows.ids) & (has_mask | revised), "loop")
-        if self.config.revise is None:
-            block_done = ~has_mask
-        else:
-            block_done = ~has_mask & (rows.closed | (rows.quiet >= self.config.patience))
+        block_done = settled | ~has_mask & rows.closed
         row_done = block_done & (rows.block + 1 >= self.num_blocks_of(rows))
         self._begin_blocks(rows, block_done & ~row_done)
-        return self._drop(rows, row_done)
+        out_of_steps = self.counts["num_steps"][rows.index] >= self.max_steps[rows.index]
+        return self._drop(rows, row_done, out_of_steps & ~row_done)
 
     def num_blocks_of(self, rows: _Rows) -> Tensor:
         return rows.blocks.amax(-1) + 1
@@ -386,13 +384,13 @@ class _DenoisingLoop:
         if self.loops is not None:
             self.loops.forget(rows.index[which])
 
-    def _drop(self, rows: _Rows, done: Tensor) -> int:
-        finished = rows.index[done].tolist()
-        for row in finished:
-            if self.stop_reason[row] == "max_steps":
-                self.stop_reason[row] = "converged"
-        self.rows = rows.select(~done) if finished else rows
-        return len(finished)
+    def _drop(self, rows: _Rows, done: Tensor, out_of_steps: Tensor) -> int:
+        for row in rows.index[out_of_steps].tolist():
+            self.stop_reason[row] = "max_steps"
+        dropped = done | out_of_steps
+        finished = int(dropped.sum())
+        self.rows = rows.select(~dropped) if finished else rows
+        return finished
 
     def _quota(self, rows: _Rows) -> Tensor:
         """Masks to reveal now: the block's masks spread evenly over its steps, the first steps taking the remainder."""
@@ -591,22 +589,39 @@ def _schedule_steps(config: ReflectiveGenerationConfig, canvas: _Canvas, mask_to
     return (config.steps // holding + (order < config.steps % holding)).clamp(min=1)
 
 
+def _max_steps(config: ReflectiveGenerationConfig, canvas: _Canvas, schedule_steps: Tensor) -> Tensor:
+    """(B,) bound on the steps of each row, from its own blocks alone: neighbours must not lengthen a run."""
+    last_block = canvas.blocks.amax(-1, keepdim=True)
+    if config.max_steps is not None:
+        return torch.full_like(last_block[:, 0], config.max_steps)
+    own = torch.arange(schedule_steps.shape[1], device=last_block.device) <= last_block
+    # `patience` steps for each step of the schedule: each block, however short, has to be quiet for that long.
+    return 64 + (1 + config.patience) * (schedule_steps * own).sum(-1)
+
+
 def _forbidden_ids(model: Any, config: ReflectiveGenerationConfig, mask_token_id: int) -> Tensor:
     """Ids that no reveal writes: the mask and the reserved ones."""
     own = getattr(model.config, "suppressed_token_ids", None) or []
     ids = sorted({mask_token_id, *own, *(config.suppressed_token_ids or [])})
+    vocab_size = model.config.vocab_size
+    if ids[0] < 0 or ids[-1] >= vocab_size or len(ids) == vocab_size:
+        raise ValueError(
+            f"`suppressed_token_ids` is {config.suppressed_token_ids} for a vocabulary of {vocab_size}: pass ids from 0 "
+            f"to {vocab_size - 1} that leave at least one token to reveal."
+        )
     return torch.tensor(ids, device=model.device)
 
 
 def _row_generators(
-    generator: torch.Generator | Sequence[torch.Generator] | None, input_ids: Tensor
-) -> list[torch.Generator]:
+    generator: torch.Generator | Sequence[torch.Generator] | None, batch: int, samples: bool
+) -> list[torch.Generator] | None:
     """One generator a row, always: a row must not draw from a stream that its neighbours move."""
-    batch = input_ids.shape[0]
     if isinstance(generator, Sequence):
         if len(generator) != batch:
             raise ValueError(f"`generator` holds {len(generator)} generators for {batch} rows: pass one per row.")
         return list(generator)
+    if not samples:  # greedy decoding moves nobody's random numbers
+        return None
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**62, (batch,), generator=generator, device=device).tolist()
     return [torch.Generator(device).manual_seed(seed) for seed in seeds]
@@ -617,24 +632,36 @@ def _check_inputs(
     attention_mask: Tensor | None,
     editable_mask: Tensor | None,
     config: ReflectiveGenerationConfig,
+    vocab_size: int,
 ) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
-        shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-        raise ValueError(f"`input_ids` is {shape}: pass a (batch, length) tensor of token ids.")
+        raise ValueError(f"`input_ids` is {_shape(input_ids)}: pass a (batch, length) tensor of token ids.")
     if input_ids.shape[0] == 0:
         raise ValueError("`input_ids` is an empty batch: pass at least one row.")
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+    outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+    if len(outside):
         raise ValueError(
-            f"`attention_mask` has shape {tuple(attention_mask.shape)} and `input_ids` {tuple(input_ids.shape)}: pass "
+            f"`input_ids` holds {int(outside[0])}, outside the vocabulary of {vocab_size}: pass the ids of this model's "
+            "own tokenizer."
+        )
+    if attention_mask is not None and _shape(attention_mask) != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` is {_shape(attention_mask)} and `input_ids` {tuple(input_ids.shape)}: pass "
             "one entry a token, 0 for padding."
         )
     if editable_mask is None:
         return
-    if editable_mask.dtype != torch.bool:
-        raise ValueError(f"`editable_mask` is {editable_mask.dtype}: pass a bool tensor, True where a token may change.")
+    if not isinstance(editable_mask, Tensor) or editable_mask.dtype != torch.bool:
+        given = editable_mask.dtype if isinstance(editable_mask, Tensor) else type(editable_mask).__name__
+        raise ValueError(f"`editable_mask` is {given}: pass a bool tensor, True where a token may change.")
     length = input_ids.shape[1] + (config.max_new_tokens or 0)
     if editable_mask.shape not in {input_ids.shape, (input_ids.shape[0], length)}:
         raise ValueError(
             f"`editable_mask` has shape {tuple(editable_mask.shape)} for `input_ids` of {tuple(input_ids.shape)}: pass "
             "one entry a token (the appended canvas may be included)."
         )
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    """The shape of a tensor, the type's name of anything else: for error messages."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -195,7 +195,7 @@ class HistoryReference:
 
 
 def _complex(x: Tensor) -> Tensor:
-    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def _real(x: Tensor) -> Tensor:

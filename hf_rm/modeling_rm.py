@@ -192,7 +192,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         Raises:
             ValueError: for shapes and dtypes that do not fit.
         """
-        _check_forward(self.config, input_ids, labels, editable_mask)
+        use_history = self.config.history if use_history is None else use_history
+        _check_forward(self.config, input_ids, labels, editable_mask, use_history)
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         logits = self._run_backbone(inputs, attention_mask, position_ids)
@@ -204,15 +205,15 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         embeddings: Tensor,
         history: History | Sequence[History] | None,
         editable_mask: Tensor | None,
-        use_history: bool | None,
+        use_history: bool,
     ) -> tuple[Tensor, HistoryState | None]:
         """The vectors that the backbone reads, and the memory after this state."""
-        if not (self.config.history if use_history is None else use_history):
+        if not use_history:
             return embeddings, None
         reference = self.history_reference
         state = _advance(reference, history, embeddings, self.get_input_embeddings())
         inputs = reference.normalise(state.accumulator, embeddings)
-        if self.config.history_scope == "editable" and editable_mask is not None:
+        if self.config.history_scope == "editable":
             inputs = torch.where(editable_mask[..., None], inputs, embeddings)
         return inputs, state
 
@@ -324,7 +325,9 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None, editable_mask: Tensor | None) -> None:
+def _check_forward(
+    config: RMConfig, input_ids: Tensor, labels: Tensor | None, editable_mask: Tensor | None, use_history: bool
+) -> None:
     if input_ids.dim() != 2:
         raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids.")
     if config.position_groups is not None and input_ids.shape[1] != len(config.position_groups[0]):
@@ -337,7 +340,7 @@ def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None, e
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "
             "same shape, -100 where a position has none."
         )
-    if config.history_scope == "editable" and editable_mask is None and config.history:
+    if config.history_scope == "editable" and editable_mask is None and use_history:
         raise ValueError(
             'history_scope="editable" needs `editable_mask`, a (batch, length) bool tensor of the positions that may change.'
         )

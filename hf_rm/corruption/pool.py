@@ -18,12 +18,13 @@ from ..history import HistoryState
 
 @dataclass
 class PoolRows:
-    """Rows of the pool: states, targets and editable positions (P, N), ages (P,), and what they have seen."""
+    """Rows of the pool: states, targets, editable positions and loss weights (P, N), ages (P,), and what they have seen."""
 
     ids: Tensor
     target: Tensor
     editable: Tensor
     attention_mask: Tensor
+    weights: Tensor
     age: Tensor
     history: HistoryState
 
@@ -50,7 +51,9 @@ class OnPolicyPool:
         self.max_age = max_age
         self.rows: PoolRows | None = None
 
-    def refill(self, start: Tensor, target: Tensor, editable: Tensor, attention_mask: Tensor) -> PoolRows:
+    def refill(
+        self, start: Tensor, target: Tensor, editable: Tensor, attention_mask: Tensor, weights: Tensor
+    ) -> PoolRows:
         """
         Replace the rows that are done by the first of the given ones, (K, N) each with K >= size, and return all rows.
         """
@@ -61,6 +64,7 @@ class OnPolicyPool:
             target[:missing],
             editable[:missing],
             attention_mask[:missing],
+            weights[:missing],
             torch.zeros(missing, dtype=torch.long, device=start.device),
             HistoryState.empty(missing, start.shape[1], self.width, start.device),
         )

@@ -119,13 +119,19 @@ class RMTrainer(MaskedTrainer):
             return inputs, [_segments(inputs)]
         first = {name: value[:synthetic] for name, value in inputs.items()}
         last = {name: value[synthetic:] for name, value in inputs.items()}
-        rows = self.pool.refill(last["start_ids"], last["target_ids"], last["editable_mask"], last["attention_mask"])
+        weights = last.get("loss_weights", torch.ones_like(last["start_ids"], dtype=torch.float32))
+        rows = self.pool.refill(
+            last["start_ids"], last["target_ids"], last["editable_mask"], last["attention_mask"], weights
+        )
         pooled = {
             "input_ids": rows.ids,
             "attention_mask": rows.attention_mask,
             "editable_mask": rows.editable,
             "labels": oracle_labels(rows.ids, rows.target, rows.editable, self.mask_token_id),
         }
+        if "loss_weights" in first:
+            # The collator's weights are those of the positions that a row's start has wrong: kept while the row lives.
+            pooled["loss_weights"] = rows.weights
         batch = {name: torch.cat((first[name], pooled[name])) for name in pooled}
         return batch, [_segments(first), rows.history]
 

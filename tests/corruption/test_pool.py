@@ -1,0 +1,89 @@
+"""The on-policy pool: rows age, leave and resume."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_rm.corruption import OnPolicyPool
+from hf_rm.history import HistoryState
+
+
+def refill(pool: OnPolicyPool, value: int, rows: int = 3) -> object:
+    """Offer rows that hold `value`, whose target is 5."""
+    start = torch.full((rows, 4), value)
+    return pool.refill(start, torch.full_like(start, 5), torch.ones_like(start, dtype=torch.bool), torch.ones_like(start))
+
+
+def memory(value: float, rows: int = 3) -> HistoryState:
+    return HistoryState(torch.full((rows, 4, 2), value, requires_grad=True), torch.ones(rows, dtype=torch.long))
+
+
+def following(*rows: int) -> Tensor:
+    return torch.tensor(rows)[:, None].expand(-1, 4).clone()
+
+
+def test_rows_move_on_and_remember() -> None:
+    pool = OnPolicyPool(3, width=2)
+    assert refill(pool, 1).ids[:, 0].tolist() == [1, 1, 1]
+    pool.advance(following(2, 3, 4), memory(0.5))
+    rows = refill(pool, 9)
+    assert rows.ids[:, 0].tolist() == [2, 3, 4]
+    assert rows.age.tolist() == [1, 1, 1]
+    assert rows.history.accumulator.unique().tolist() == [0.5]
+    assert not rows.history.accumulator.requires_grad
+
+
+def test_solved_and_stable_rows_are_replaced_with_an_empty_memory() -> None:
+    pool = OnPolicyPool(3, width=2)
+    refill(pool, 1)
+    pool.advance(following(5, 5, 2), memory(1.0))  # solved now, but not yet seen to stay
+    assert refill(pool, 9).age.tolist() == [1, 1, 1]
+    pool.advance(following(5, 6, 2), memory(1.0))  # the first stays right, the second was broken again
+    rows = refill(pool, 9)
+    assert rows.ids[:, 0].tolist() == [6, 2, 9]
+    assert rows.age.tolist() == [2, 2, 0]
+    assert rows.history.accumulator[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
+    assert rows.history.steps.tolist() == [1, 1, 0]
+
+
+def test_positions_that_may_not_change_do_not_keep_a_row() -> None:
+    pool = OnPolicyPool(1, width=2)
+    editable = torch.tensor([[True, True, False, False]])
+    target = torch.tensor([[5, 5, 7, 7]])
+    frozen_wrong = torch.tensor([[5, 5, 1, 1]])
+    pool.refill(frozen_wrong, target, editable, torch.ones_like(target))
+    pool.advance(frozen_wrong, None)
+    assert pool.rows.age.tolist() == [pool.max_age]
+
+
+def test_old_rows_are_replaced() -> None:
+    pool = OnPolicyPool(3, width=2, max_age=2)
+    refill(pool, 1)
+    pool.advance(following(2, 2, 2), None)
+    assert refill(pool, 9).ids[:, 0].tolist() == [2, 2, 2]
+    pool.advance(following(3, 3, 3), None)
+    assert refill(pool, 9).ids[:, 0].tolist() == [9, 9, 9]
+
+
+def test_a_resumed_pool_goes_on_alike() -> None:
+    pool, resumed = OnPolicyPool(3, width=2, max_age=3), OnPolicyPool(3, width=2, max_age=3)
+    assert pool.state_dict() == {}
+    refill(pool, 1)
+    pool.advance(following(5, 2, 3), memory(0.25))
+    saved = {name: value.clone() for name, value in pool.state_dict().items()}
+    assert all(type(value) is Tensor and value.is_contiguous() for value in saved.values())
+    resumed.load_state_dict(saved)
+    for p in (pool, resumed):
+        refill(p, 9)
+        p.advance(following(5, 4, 4), memory(0.75))
+    first, second = refill(pool, 8), refill(resumed, 8)
+    assert first.ids.tolist() == second.ids.tolist() and first.age.tolist() == second.age.tolist()
+    assert torch.equal(first.history.accumulator, second.history.accumulator)
+    resumed.load_state_dict({})
+    assert resumed.rows is None
+
+
+@pytest.mark.parametrize(("size", "max_age"), [(0, 3), (3, 0), (-1, 1)])
+def test_bad_sizes_are_refused(size: int, max_age: int) -> None:
+    with pytest.raises(ValueError, match="size"):
+        OnPolicyPool(size, width=2, max_age=max_age)

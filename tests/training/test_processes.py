@@ -1,0 +1,65 @@
+"""Training across processes: two equal one with the doubled batch, and a killed run resumes to the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+SCRIPT = Path(__file__).with_name("script.py")
+POOL = {"pool_fraction": 0.5, "pool_start_step": 2, "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 3}
+
+
+def run(folder: Path, settings: dict, *flags: str, launcher: tuple[str, ...] = ()) -> int:
+    """Run the script; its exit code (negative: the signal that ended it)."""
+    command = [*(launcher or (sys.executable,)), str(SCRIPT), str(folder), json.dumps(settings), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+def losses(folder: Path) -> list[dict]:
+    return json.loads((folder / "losses.json").read_text())
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
+    steps = {"max_steps": 4}
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+    run(tmp_path / "two", {**steps, "per_device_train_batch_size": 4}, launcher=torchrun)
+    run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8})
+    for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name in ours:
+        assert (ours[name] - theirs[name]).abs().max() < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, {"max_steps": 9, **POOL})
+    return weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "survivor"),
+    [(("--die-after", "5"), "checkpoint-3"), (("--die-while-saving", "2"), "checkpoint-3")],
+    ids=["in mid-training", "during a save"],
+)
+def test_kill_and_resume_gives_the_same_weights(tmp_path, uninterrupted, flags, survivor):
+    assert run(tmp_path, {"max_steps": 9, **POOL}, *flags) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [survivor]
+    run(tmp_path, {"max_steps": 9, **POOL}, "--resume")
+    resumed = weights(tmp_path)
+    for name, value in uninterrupted.items():
+        assert (resumed[name] == value).all(), name
+    assert not (tmp_path / ".staging").exists()

@@ -1,0 +1,293 @@
+"""RMTrainer: normalisation, the pool, history segments, checkpoints, what is logged, what is refused."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_training import tiny_model, tiny_rows
+
+from hf_rm import RMTrainer, RMTrainingArguments
+from hf_rm.corruption import AttemptsLaw, FixedProposal, RMDataCollator
+from hf_rm.history import HistorySegments
+from hf_rm.training import MaskedSFTArguments, MaskedSFTCollator, MaskedSFTTrainer
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def rows():
+    return tiny_rows()
+
+
+def arguments(folder, kind=RMTrainingArguments, **settings):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return kind(str(folder), **{**defaults, **settings})
+
+
+def logs_of(trainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_accumulation_1x8_equals_8x1(tmp_path, rows):
+    runs = []
+    for batch, accumulation in ((8, 1), (1, 8)):
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        trainer = RMTrainer(tiny_model(), arguments(tmp_path, **settings), train_dataset=rows)
+        trainer.train()
+        runs.append((logs_of(trainer), trainer.model.state_dict()))
+    (whole_logs, whole), (split_logs, split) = runs
+    for one, other in zip(whole_logs, split_logs, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["loss_keep"] == pytest.approx(one["loss_keep"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    for name in whole:
+        assert (whole[name] - split[name]).abs().max() < 1e-5, name
+
+
+def test_the_loss_is_the_mean_over_supervised_positions(tmp_path, model, rows):
+    trainer = RMTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=rows)
+    batch = next(iter(trainer.get_train_dataloader()))
+    history = HistorySegments(batch["history_ids"], batch["history_lags"])
+    expected = model(batch["input_ids"], history=history, labels=batch["labels"]).loss.item()
+    trainer.train()
+    assert logs_of(trainer)[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_and_accuracies_are_logged_apart(tmp_path, model, rows):
+    trainer = RMTrainer(model, arguments(tmp_path), train_dataset=rows)
+    trainer.train()
+    for entry in logs_of(trainer):
+        for part in ("reveal", "mask", "keep"):
+            assert entry[f"loss_{part}"] > 0
+            assert 0 <= entry[f"accuracy_{part}"] <= 1
+
+
+def test_training_reduces_every_loss(tmp_path, rows):
+    # Constant rows are trivial: whatever is wrong or masked, the answer is the row's own token.
+    constant = [{"input_ids": [1 + i % 3] * 8, "idx": i} for i in range(64)]
+    settings = {"max_steps": 80, "logging_steps": 10, "learning_rate": 0.02, "max_corruption_rate": 0.3}
+    trainer = RMTrainer(tiny_model(), arguments(tmp_path, **settings), train_dataset=constant)
+    trainer.train()
+    first, last = logs_of(trainer)[0], logs_of(trainer)[-1]
+    for part in ("reveal", "mask", "keep"):
+        assert last[f"loss_{part}"] < 0.6 * first[f"loss_{part}"], part
+
+
+def test_pool_rows_live_through_the_models_own_revision(tmp_path, model, rows):
+    trainer = RMTrainer(model, arguments(tmp_path, max_steps=6, pool_fraction=0.5), train_dataset=rows)
+    seen = []
+    advance = trainer.pool.advance
+
+    def spy(following, history):
+        before = trainer.pool.rows
+        seen.append((before.ids, following, before.history.steps, history.steps, history.accumulator.requires_grad))
+        advance(following, history)
+        assert not trainer.pool.rows.history.accumulator.requires_grad
+
+    trainer.pool.advance = spy
+    trainer.train()
+    assert len(seen) == 6
+    for ids, following, before, after, _ in seen:
+        assert len(ids) == 4
+        moved = ids != following
+        assert ((ids == 0) | (following == 0))[moved].all(), "no token-to-token move"
+        assert torch.equal(after, before + 1), "every pool row took in exactly its current state"
+    assert any(int(before.max()) > 0 for _, _, before, _, _ in seen), "rows stay for several steps"
+
+
+def test_the_pool_costs_no_extra_forward(tmp_path, rows):
+    def forwards(**settings):
+        model, calls = tiny_model(), []
+        model.model.register_forward_hook(lambda module, args, output: calls.append(output.logits.shape[0]))
+        RMTrainer(model, arguments(tmp_path, max_steps=3, **settings), train_dataset=rows).train()
+        return calls
+
+    assert forwards(pool_fraction=0.5) == forwards() == [8, 8, 8]
+
+
+def test_the_pool_begins_when_it_is_told_to(tmp_path, model, rows):
+    settings = {"max_steps": 3, "pool_fraction": 0.5, "pool_start_step": 2}
+    trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows)
+    calls = []
+    refill = trainer.pool.refill
+    trainer.pool.refill = lambda *args: calls.append(trainer.state.global_step) or refill(*args)
+    trainer.train()
+    assert calls == [2]
+
+
+def test_a_batch_gives_the_logits_of_its_trajectories_states(model, rows):
+    """The closed form in `forward` equals walking through the states one by one."""
+    law = AttemptsLaw(16, 2)
+    collate = RMDataCollator(0, FixedProposal([0] + [1] * 11), law, corruption_rate=(0.5, 0.9))
+    batch = collate(rows[:8])
+    logits = model(batch["input_ids"], history=HistorySegments(batch["history_ids"], batch["history_lags"])).logits
+    from hf_rm.corruption.random import KeyedUniforms, row_keys
+
+    uniforms = KeyedUniforms(row_keys(0, 0, range(8)))
+    targets = batch["target_ids"].numpy()
+    corrupted = collate._corrupted(uniforms, batch["editable_mask"].numpy())
+    step = (uniforms.draw(1)[:, 0] * law.horizon).astype(int)
+    path = law.sample(uniforms, targets, corrupted, collate.proposal, 0, range(8))
+    for row in range(8):
+        history = None
+        for t in range(step[row] + 1):
+            state = torch.from_numpy(path.state(step * 0 + t)[row : row + 1])
+            output = model(state, history=history)
+            history = output.history
+        assert torch.equal(state[0], batch["input_ids"][row])
+        assert (output.logits[0] - logits[row]).abs().max() < 1e-4
+
+
+def test_edit_weights_move_the_loss(tmp_path, rows):
+    losses = []
+    for weight in (1.0, 5.0):
+        settings = {"max_steps": 1, "edit_weight": weight, "pool_fraction": 0.25}
+        trainer = RMTrainer(tiny_model(), arguments(tmp_path, **settings), train_dataset=rows)
+        trainer.train()
+        losses.append(logs_of(trainer)[0])
+    assert losses[1]["loss"] > 1.5 * losses[0]["loss"]
+    assert losses[1]["loss_mask"] == pytest.approx(losses[0]["loss_mask"]), "the parts are logged unweighted"
+
+
+def test_checkpoints_hold_no_pickled_arguments_and_the_pool(tmp_path, model, rows):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "pool_fraction": 0.5}
+    trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows)
+    trainer.train()
+    names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert {"model.safetensors", "extra_state_0.safetensors", "training_args.json"} <= names
+    assert "training_args.bin" not in names
+    assert json.loads((tmp_path / "checkpoint-2" / "training_args.json").read_text())["pool_fraction"] == 0.5
+
+
+def test_a_failed_save_leaves_the_older_checkpoint_whole(tmp_path, model, rows, monkeypatch):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows)
+    save = trainer._save_optimizer_and_scheduler
+
+    def full_disk(folder):
+        if trainer.state.global_step == 4:
+            raise OSError("no space left on device")
+        save(folder)
+
+    monkeypatch.setattr(trainer, "_save_optimizer_and_scheduler", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_lora_changes_the_adapter_and_nothing_else(tmp_path, model, rows):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights="gaussian")
+    trainer = RMTrainer(model, arguments(tmp_path), train_dataset=rows, peft_config=lora)
+    trainer.train()
+    after = trainer.model.state_dict()
+    for name, value in before.items():
+        inner = name.replace("q_proj.weight", "q_proj.base_layer.weight").replace("v_proj.weight", "v_proj.base_layer.weight")
+        assert torch.equal(after[f"base_model.model.{inner}"], value), name
+    moved = [name for name, value in after.items() if "lora_B" in name and value.abs().sum() > 0]
+    assert len(moved) == 2
+    out = trainer.model.generate_reflective(torch.randint(1, 12, (1, 8)), editable="all")
+    assert (out.sequences != 0).all() or not out.converged.all()
+
+
+def test_the_model_may_be_a_folder(tmp_path, model, rows):
+    model.save_pretrained(tmp_path / "saved")
+    trainer = RMTrainer(str(tmp_path / "saved"), arguments(tmp_path / "out", max_steps=1), train_dataset=rows)
+    trainer.train()
+    assert logs_of(trainer)
+
+
+def test_prompt_and_completion_rows_supervise_the_completion_only(tmp_path, model):
+    from hf_rm.tasks.sudoku.model import build_sudoku_tokenizer
+
+    texts = [{"prompt": "123", "completion": "456"} for _ in range(8)]
+    trainer = RMTrainer(
+        model, arguments(tmp_path, max_steps=1), train_dataset=texts, processing_class=build_sudoku_tokenizer()
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["labels"][:, :3] == -100).all()
+    assert (batch["labels"][:, 3:] != -100).all()
+    assert (batch["input_ids"][:, :3] == torch.tensor([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"law": "papers"}, "law"),
+        ({"law": "attempts", "horizon": 4}, "horizon"),
+        ({"loss_clip": "soft"}, "loss_clip"),
+        ({"pool_fraction": 1.0}, "pool_fraction"),
+        ({"edit_weight": 0.0}, "edit_weight"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([], "train_dataset.*empty"),
+        (iter([{"input_ids": [1], "idx": 0}]), "map-style"),
+        ([{"text": "1"}], "columns"),
+        ([{"prompt": "1", "completion": "2"}], "processing_class"),
+    ],
+)
+def test_bad_datasets_are_named(tmp_path, model, dataset, message):
+    with pytest.raises(ValueError, match=message):
+        RMTrainer(model, arguments(tmp_path), train_dataset=dataset)
+
+
+def test_a_sample_that_is_too_long_is_named(tmp_path, model, rows):
+    trainer = RMTrainer(model, arguments(tmp_path, max_length=7), train_dataset=rows)
+    with pytest.raises(ValueError, match="max_length=7"):
+        trainer.train()
+
+
+class TestVanillaSFT:
+    def test_it_learns(self, tmp_path):
+        constant = [{"input_ids": [1 + i % 3] * 8, "idx": i} for i in range(64)]
+        args = arguments(tmp_path, MaskedSFTArguments, max_steps=60, logging_steps=10, learning_rate=0.02)
+        trainer = MaskedSFTTrainer(tiny_model(), args, train_dataset=constant)
+        trainer.train()
+        assert logs_of(trainer)[-1]["loss"] < 0.7 * logs_of(trainer)[0]["loss"]
+
+    def test_the_bound_is_a_mean_over_editable_positions(self, tmp_path, model, rows):
+        args = arguments(tmp_path, MaskedSFTArguments, max_steps=1, learning_rate=0.0)
+        trainer = MaskedSFTTrainer(model, args, train_dataset=rows)
+        trainer.train()
+        assert 0.5 < logs_of(trainer)[0]["loss"] < 8  # about log(12) for an untrained head
+
+    def test_weights_are_the_inverse_masking_rate(self):
+        rows = [{"input_ids": [1 + i % 9 for i in range(2000)], "idx": i} for i in range(4)]
+        batch = MaskedSFTCollator(mask_token_id=0)(rows)
+        share = (batch["input_ids"] == 0).float().mean(1)
+        assert torch.allclose(share, 1 / batch["loss_weights"][:, 0], atol=0.05)
+        assert ((batch["labels"] == -100) == (batch["input_ids"] != 0)).all()
+
+    def test_accumulation_1x8_equals_8x1(self, tmp_path, rows):
+        states = []
+        for batch, accumulation in ((8, 1), (1, 8)):
+            settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+            trainer = MaskedSFTTrainer(
+                tiny_model(), arguments(tmp_path, MaskedSFTArguments, **settings), train_dataset=rows
+            )
+            trainer.train()
+            states.append(trainer.model.state_dict())
+        for name in states[0]:
+            assert (states[0][name] - states[1][name]).abs().max() < 1e-5, name
