@@ -44,6 +44,8 @@ logger = logging.get_logger(__name__)
 
 KEEP, REVEAL, REMASK, REPLACE = 0, 1, 2, 3
 
+_DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
 
 @dataclass
 class ReflectiveTrajectory:
@@ -121,6 +123,8 @@ def reflective_rule(state: Tensor, logits: Tensor, mask_token_id: int, editable_
 class ReflectiveGenerationMixin:
     """Gives a bidirectional token model `generate_reflective()`, and `generate()` as a shorthand for its sequences."""
 
+    generation_config_class = ReflectiveGenerationConfig
+
     @torch.no_grad()
     def generate_reflective(
         self,
@@ -189,6 +193,25 @@ class ReflectiveGenerationMixin:
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """The sequences of [`generate_reflective`], for code that expects `generate()`."""
         return self.generate_reflective(input_ids, **kwargs).sequences
+
+    def adjust_generation_fn(
+        self,
+        generation_config: ReflectiveGenerationConfig | None,
+        from_auto_class: bool,
+        from_pipeline: str | None,
+        pretrained_model_name_or_path: str | None,
+        **loading: Any,
+    ) -> None:
+        """The last step of transformers' `from_pretrained`: take the generation config given, or the saved one."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+        elif pretrained_model_name_or_path is not None:
+            where = {name: loading[name] for name in _DOWNLOAD_ARGUMENTS}
+            load = self.generation_config_class.from_pretrained
+            try:
+                self.generation_config = load(pretrained_model_name_or_path, **where)
+            except OSError:
+                logger.info("No generation config was saved with this model: its settings are the defaults.")
 
     def _denoise(
         self,

@@ -15,10 +15,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -26,7 +28,6 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_rm import RMConfig, embedding_width
-from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_rm import ReflectiveGenerationMixin
 from .history import History, HistoryReference, HistorySegments, HistoryState
 
@@ -62,7 +63,6 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
 
     config_class = RMConfig
     config: RMConfig
-    generation_config_class = ReflectiveGenerationConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
@@ -133,6 +133,18 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
         return model.train(backbone.training)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a damaged weight file is named."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            files = ", ".join(_unreadable_files(pretrained_model_name_or_path)) or "a weight file"
+            raise OSError(
+                f"{files} of {str(pretrained_model_name_or_path)!r} is truncated or damaged ({error}): "
+                "copy or download it again."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -259,7 +271,7 @@ def build_backbone(config: RMConfig) -> PreTrainedModel:
         ValueError: when transformers has no class of that name.
     """
     backbone_class = getattr(transformers, config.backbone_class or "", None)
-    if backbone_class is None or not issubclass(backbone_class, PreTrainedModel):
+    if not isinstance(backbone_class, type) or not issubclass(backbone_class, PreTrainedModel):
         raise ValueError(
             f"`backbone_class` is {config.backbone_class!r}, which transformers {transformers.__version__} does not "
             "have: pass the name of one of its model classes, for example 'LlamaForCausalLM'."
@@ -348,6 +360,18 @@ def _check_forward(
 
 def _find_mask_token(config: PreTrainedConfig) -> int | None:
     return getattr(config, "mask_token_id", None)
+
+
+def _unreadable_files(folder: Any) -> list[str]:
+    """Names of the weight files in a local folder that safetensors cannot open."""
+    damaged = []
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(file.name)
+    return damaged
 
 
 def _load_backbone(name: str, kwargs: dict[str, Any]) -> PreTrainedModel:

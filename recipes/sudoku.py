@@ -19,31 +19,31 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
-import copy  # noqa: E402
-import json  # noqa: E402
-import time  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import copy
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np  # noqa: E402
-from accelerate import PartialState  # noqa: E402
-from rich.console import Console  # noqa: E402
-from transformers import AutoModel, set_seed  # noqa: E402
-from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-from trl import TrlParser  # noqa: E402
+import numpy as np
+from accelerate import PartialState
+from rich.console import Console
+from transformers import AutoModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+from trl import TrlParser
 
-import hf_rm  # noqa: E402, F401  (registers the Auto classes)
-from hf_rm import RMTrainer, RMTrainingArguments  # noqa: E402
-from hf_rm.corruption import FixedProposal  # noqa: E402
-from hf_rm.hub import save_for_hub  # noqa: E402
-from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling  # noqa: E402
-from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest  # noqa: E402
-from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, revise_boards  # noqa: E402
-from hf_rm.tasks.sudoku.model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer  # noqa: E402
-from hf_rm.tasks.sudoku.report import Record, ablation_table, make_record, plot_rounds, results_table  # noqa: E402
-from hf_rm.visualize import Replay, write_html  # noqa: E402
+import hf_rm  # noqa: F401  (registers the Auto classes)
+from hf_rm import RMTrainer, RMTrainingArguments
+from hf_rm.corruption import FixedProposal
+from hf_rm.hub import save_for_hub
+from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling
+from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest
+from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, revise_boards
+from hf_rm.tasks.sudoku.model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer
+from hf_rm.tasks.sudoku.report import Record, ablation_table, make_record, plot_rounds, results_table
+from hf_rm.visualize import Replay, write_html
 
 
 @dataclass

@@ -14,7 +14,6 @@ from hf_rm import ReflectiveGenerationConfig
 from hf_rm.generation_rm import KEEP, REMASK, REPLACE, REVEAL, ReflectiveOutput, reflective_rule
 from hf_rm.history import accumulate
 
-
 REVEALS = ("all", "threshold", "confidence", "margin", "entropy")
 VOCAB, MASK = 11, 0
 
@@ -119,7 +118,7 @@ def check_run(output: ReflectiveOutput, ids: Tensor, editable: Tensor, forbidden
     assert {output.stop_reason[row] for row in unfinished.nonzero()[:, 0].tolist()} <= {"max_steps"}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     reveal=st.sampled_from(REVEALS),
@@ -269,6 +268,26 @@ def test_a_bound_that_was_not_needed_is_not_the_reason(rounds: int, reason: str)
     assert plain.stop_reason == ["converged"]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_every_block_has_its_own_revision_rounds(rounds: int) -> None:
+    output = ScriptedModel(contrarian, history=True).generate_reflective(
+        torch.zeros(1, 6, dtype=torch.long), block_length=2, max_revision_rounds=rounds, output_trajectory=True
+    )
+    assert (output.trajectory.actions == REMASK).sum(0).tolist() == [[rounds] * 6]
+    assert output.stop_reason == ["max_revision_rounds"]
+    assert not (output.sequences == MASK).any()
+
+
+def test_a_loop_in_one_block_does_not_close_the_next() -> None:
+    output = ScriptedModel(contrarian).generate_reflective(
+        torch.zeros(1, 6, dtype=torch.long), block_length=2, output_trajectory=True
+    )
+    remasks = (output.trajectory.actions == REMASK).sum(0)[0].tolist()
+    assert min(remasks) > 0
+    assert remasks[2:4] == remasks[4:]
+    assert output.stop_reason == ["loop"]
+
+
 def test_max_steps_bounds_everything_and_says_so() -> None:
     model = ScriptedModel(contrarian, history=True)  # with history, a repeated state is no proof of a loop
     output = model.generate_reflective(torch.full((2, 5), 4), editable="all", max_steps=7)
@@ -296,7 +315,9 @@ def test_a_longer_cycle_beside_a_quiet_row() -> None:
         cycling = (ids[:, :1] != 6)[..., None]
         return torch.where(cycling, one_hot_logits(following, mask=9.0), one_hot_logits(ids))
 
-    output = ScriptedModel(script).generate_reflective(torch.tensor([[4, 3, 0], [6, 5, 5]]), editable="all", max_steps=60)
+    output = ScriptedModel(script).generate_reflective(
+        torch.tensor([[4, 3, 0], [6, 5, 5]]), editable="all", max_steps=60
+    )
     assert output.stop_reason == ["loop", "converged"]
     assert not (output.sequences == MASK).any()
     assert output.sequences[1].tolist() == [6, 5, 5]
@@ -328,7 +349,9 @@ def test_without_revision_a_run_ends_with_its_last_mask() -> None:
 
 @pytest.mark.parametrize("revise", ["reflective", None])
 @pytest.mark.parametrize(("block_length", "patience"), [(None, 1), (1, 1), (1, 3), (8, 1)])
-def test_the_default_bound_lets_a_long_canvas_finish(block_length: int | None, patience: int, revise: str | None) -> None:
+def test_the_default_bound_lets_a_long_canvas_finish(
+    block_length: int | None, patience: int, revise: str | None
+) -> None:
     output = ScriptedModel(steady).generate_reflective(
         torch.tensor([[4]]),
         max_new_tokens=200,
@@ -409,7 +432,9 @@ def test_masks_reopened_after_the_schedule_are_revealed() -> None:
 # Rows do not see each other
 
 
-def assert_rows_agree(model: Any, rows: list[tuple[Tensor, Tensor | None]], batch: tuple[Tensor, Tensor], **kwargs: Any) -> None:
+def assert_rows_agree(
+    model: Any, rows: list[tuple[Tensor, Tensor | None]], batch: tuple[Tensor, Tensor], **kwargs: Any
+) -> None:
     """Each of `rows` (ids, attention mask) alone gives its row of the padded batch."""
     ids, attention_mask = batch
     together = model.generate_reflective(ids, attention_mask, generator=generators(*range(len(rows))), **kwargs)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hf_rm import RMForMaskedDiffusion, history
 from hf_rm.history import HistoryReference, HistorySegments, HistoryState, accumulate
 
-
 EMBEDDINGS = torch.randn(9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ABLATIONS = {
     "off": {"history": False},
@@ -83,7 +82,7 @@ def test_vectors(vectors: Callable[[str], Any], case: int) -> None:
 # Three forms of one sum
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     decay=st.floats(0.05, 1.0),
     rotation=st.booleans(),
@@ -359,7 +358,11 @@ def test_a_state_is_a_value() -> None:
 
 def test_rows_of_a_state_can_be_taken_apart_and_joined() -> None:
     state = HistoryState(torch.randn(3, 2, 4, requires_grad=True), torch.tensor([1, 2, 3]))
-    parts = [state.select(torch.tensor([0])), state.select(torch.tensor([False, True, False])), state.select(slice(2, 3))]
+    parts = [
+        state.select(torch.tensor([0])),
+        state.select(torch.tensor([False, True, False])),
+        state.select(slice(2, 3)),
+    ]
     joined = HistoryState.cat(parts)
     assert torch.equal(joined.accumulator, state.accumulator)
     assert torch.equal(joined.steps, state.steps)
@@ -391,9 +394,7 @@ def test_later_states_do_not_leak_into_the_history(step: int, seed: int) -> None
 
     law = AttemptsLaw(16, 2)
     targets = np.full((1, 20), 4, dtype=np.int64)
-    drawn = law.sample(
-        KeyedUniforms(row_keys(seed, 0, [0])), targets, targets > 0, UniformProposal(9, [0]), 0, [0]
-    )
+    drawn = law.sample(KeyedUniforms(row_keys(seed, 0, [0])), targets, targets > 0, UniformProposal(9, [0]), 0, [0])
     later = drawn.starts > step
     other = replace(
         drawn,

@@ -21,7 +21,6 @@ from hf_rm.generation_rules_rm import (
     remask_advantage,
 )
 
-
 RULES = [reflective_rule, eq1_next_state]
 
 
@@ -168,12 +167,12 @@ def test_reflective_revision_fires_where_the_mask_is_ahead() -> None:
 # Limits
 
 
-@given(
-    ranks=st.lists(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), min_size=1, max_size=8), count=st.integers(0, 9)
-)
+@given(ranks=st.lists(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), min_size=1, max_size=8), count=st.integers(0, 9))
 def test_lowest_ranked_is_a_stable_sort(ranks: list[float], count: int) -> None:
     taken = lowest_ranked(torch.tensor([ranks]), torch.tensor([count]))[0].nonzero()[:, 0].tolist()
-    finite = [place for place in sorted(range(len(ranks)), key=lambda i: (ranks[i], i)) if ranks[place] != float("inf")]
+    finite = [
+        place for place in sorted(range(len(ranks)), key=lambda i: (ranks[i], i)) if ranks[place] != float("inf")
+    ]
     assert taken == sorted(finite[:count])
 
 

@@ -54,7 +54,7 @@ class RMDataCollator:
         >>> collate = RMDataCollator(0, FixedProposal([0] + [1] * 9), PaperLaw(6), corruption_rate=(0.5, 0.5))
         >>> batch = collate([{"input_ids": [1, 2, 3, 4], "idx": 0}])
         >>> batch["input_ids"], batch["labels"], batch["history_lags"].shape
-        (tensor([[1, 3, 3, 0]]), tensor([[1, 0, 3, 4]]), torch.Size([1, 4, 4]))
+        (tensor([[3, 2, 0, 4]]), tensor([[0, 2, 3, 4]]), torch.Size([1, 4, 4]))
     """
 
     mask_token_id: int
@@ -137,7 +137,7 @@ def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.
     Rows of unequal lengths, padded on the right: (B, N) int64 targets, bool real positions, bool editable positions.
 
     Raises:
-        ValueError: for a row with nothing editable.
+        ValueError: for a row with nothing editable, or with a mask of another length.
     """
     longest = max(len(feature["input_ids"]) for feature in features)
     targets = np.full((len(features), longest), pad_token_id, dtype=np.int64)
@@ -147,7 +147,12 @@ def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.
         length = len(feature["input_ids"])
         targets[row, :length] = feature["input_ids"]
         real[row, :length] = True
-        editable[row, :length] = feature.get("editable_mask", True)
+        mask = feature.get("editable_mask", [True] * length)
+        if len(mask) != length:
+            raise ValueError(
+                f"row {feature['idx']!r} has {length} ids and an `editable_mask` of {len(mask)}: pass one entry a token."
+            )
+        editable[row, :length] = mask
         if not editable[row].any():
             raise ValueError(f"row {feature['idx']!r} has nothing editable: drop it or mark positions in `editable_mask`.")
     return targets, real, editable

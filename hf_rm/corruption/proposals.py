@@ -8,7 +8,7 @@ A proposal never depends on the live parameters, and never returns the right tok
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class UniformProposal(Proposal):
 
     Args:
         vocab_size (`int`): ids run from 0 to `vocab_size - 1`.
-        excluded (sequence of int): ids that are never proposed: the mask and the reserved ones.
+        excluded (collection of int): ids that are never proposed: the mask and the reserved ones.
 
     Raises:
         ValueError: when fewer than two ids are left.
@@ -81,8 +81,8 @@ class UniformProposal(Proposal):
         array([[[2, 3]]])
     """
 
-    def __init__(self, vocab_size: int, excluded: Sequence[int] = ()) -> None:
-        self.allowed = np.setdiff1d(np.arange(vocab_size), np.asarray(excluded, dtype=np.int64))
+    def __init__(self, vocab_size: int, excluded: Collection[int] = ()) -> None:
+        self.allowed = np.setdiff1d(np.arange(vocab_size), np.asarray(sorted(excluded), dtype=np.int64))
         if len(self.allowed) < 2:
             raise ValueError(
                 f"`excluded` leaves {len(self.allowed)} of {vocab_size} ids: at least two are needed to draw a wrong one."

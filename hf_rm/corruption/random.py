@@ -3,8 +3,9 @@
 Keyed random numbers: a row's draws depend on (seed, epoch, row id) and on nothing else.
 
 A collator that drew from a global generator would give other rows with another number of workers or processes, and other
-batches after a resume, since data loaders fetch ahead. Here every row has a key of its own, and number n of its stream is
-a hash of (key, n): all rows of a batch are drawn at once, without a generator object a row.
+batches after a resume, since data loaders fetch ahead. Here every row has a key of its own, and number n of its draw c
+is a hash of (key, c, n): all rows of a batch are drawn at once, without a generator object a row, and how far a batch
+is padded shifts nothing.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ class KeyedUniforms:
 
     def __init__(self, keys: np.ndarray) -> None:
         self.keys = keys
-        self.position = 0
+        self.draws = 0
 
     def draw(self, *shape: int) -> np.ndarray:
-        """(B, *shape) float64: the next numbers of every row's stream."""
-        count = int(np.prod(shape))
-        counters = np.arange(self.position + 1, self.position + count + 1, dtype=np.uint64)
-        self.position += count
-        bits = _splitmix64(self.keys[:, None] + counters * _GOLDEN)
+        """
+        (B, *shape) float64: every row's next draw.
+
+        One of a larger leading size begins with the numbers of a smaller one.
+        """
+        self.draws += 1
+        keys = _splitmix64(self.keys + np.array([self.draws], dtype=np.uint64) * _GOLDEN)
+        counters = np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64)
+        bits = _splitmix64(keys[:, None] + counters * _GOLDEN)
         return ((bits >> np.uint64(11)) * 2.0**-53).reshape(len(self.keys), *shape)
 
 

@@ -56,9 +56,7 @@ def render_html(replays: Replay | Sequence[Replay], title: str | None = None) ->
     return _HOLE.sub(lambda hole: parts[hole[1]], template)
 
 
-def write_html(
-    replays: Replay | Sequence[Replay], path: str | os.PathLike[str], title: str | None = None
-) -> Path:
+def write_html(replays: Replay | Sequence[Replay], path: str | os.PathLike[str], title: str | None = None) -> Path:
     """Write the page to `path`, whole or not at all: what stood there stays until the new page is complete.
 
     Args:

@@ -5,6 +5,7 @@ Nothing here needs torch: ids come in as anything with ``tolist()`` (a tensor, a
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 KEEP, REVEAL, REMASK, REPLACE = 0, 1, 2, 3
 ACTION_NAMES = ("keep", "reveal", "re-mask", "replace")
 LAYOUTS = ("grid", "text")
+_SPECIAL = re.compile(r"<\|[^<>]*\|>|</?s>|<pad>|<eos>|<bos>|<unk>|\[(?:PAD|EOS|SEP|CLS)\]")
 
 
 class StepCounts(NamedTuple):
@@ -62,6 +64,19 @@ def printable(text: str) -> str:
         'a␛[31m'
     """
     return "".join(map(_printable_character, text))
+
+
+def repeats_special(cells: Sequence[Cell], position: int) -> bool:
+    """True where a special token follows itself: a finished answer ends in hundreds of them, and one name will do.
+
+    Example:
+        >>> end = Cell("<|endoftext|>", "", KEEP, False, False, True)
+        >>> [repeats_special([end, end], i) for i in (0, 1)]
+        [False, True]
+    """
+    now, last = cells[position], cells[max(position - 1, 0)]
+    same = position > 0 and not (now.masked or last.masked) and now.text == last.text
+    return same and _SPECIAL.fullmatch(now.text) is not None
 
 
 def _printable_character(character: str) -> str:
@@ -348,9 +363,9 @@ class Replay:
                 )
             if not consistent[action]:
                 raise ValueError(
-                    f"actions[{step - 1}][{i}]={action} ({ACTION_NAMES[action]}) contradicts the states, which go from "
-                    f"{self._describe(step - 1, i)} to {self._describe(step, i)}; check that states and actions come "
-                    "from the same run and that mask_token_id is the run's mask."
+                    f"actions[{step - 1}][{i}]={action} ({ACTION_NAMES[action]}) contradicts the states, which go "
+                    f"from {self._describe(step - 1, i)} to {self._describe(step, i)}; check that states and actions "
+                    "come from the same run and that mask_token_id is the run's mask."
                 )
 
     def _describe(self, step: int, position: int) -> str:

@@ -1,7 +1,9 @@
 """RMDataCollator: keyed draws, documented rates, consistent tensors."""
 
+import doctest
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hf_rm.corruption import AttemptsLaw, FixedProposal, PaperLaw, RMDataCollator, UniformProposal, loss_parts, oracle_labels
+import hf_rm.corruption.collator
+from hf_rm.corruption import AttemptsLaw, PaperLaw, RMDataCollator, UniformProposal, loss_parts, oracle_labels
 from hf_rm.corruption.random import KeyedUniforms, row_keys
-
 
 MASK = 0
 
@@ -28,19 +30,16 @@ def features(count: int, length: int = 10) -> list[dict[str, Any]]:
 
 def rows_of(batches: list[dict[str, Tensor]]) -> list[list[tuple[str, list[Any]]]]:
     """Every row of some batches, as comparable values."""
-    rows = []
-    for batch in batches:
-        for row in range(len(batch["input_ids"])):
-            rows.append([(name, value[row].tolist()) for name, value in sorted(batch.items())])
-    return rows
+    return [
+        [(name, value[row].tolist()) for name, value in sorted(batch.items())]
+        for batch in batches
+        for row in range(len(batch["input_ids"]))
+    ]
 
 
 def test_docstring_example() -> None:
-    collate = RMDataCollator(0, FixedProposal([0] + [1] * 9), PaperLaw(6), corruption_rate=(0.5, 0.5))
-    batch = collate([{"input_ids": [1, 2, 3, 4], "idx": 0}])
-    assert batch["input_ids"].tolist() == [[1, 3, 3, 0]]
-    assert batch["labels"].tolist() == [[1, 0, 3, 4]]
-    assert batch["history_lags"].shape == (1, 4, 4)
+    result = doctest.testmod(hf_rm.corruption.collator)
+    assert result.attempted > 2 and not result.failed
 
 
 # Keyed draws
@@ -53,6 +52,14 @@ def test_a_row_is_the_same_in_any_batch_and_any_order(law: Any) -> None:
     assert together == [rows_of([collate([feature])])[0] for feature in data]
     assert together[::-1] == rows_of([collate(data[::-1])])
     assert together == rows_of([collate(data[:2]), collate(data[2:])])
+
+
+@pytest.mark.parametrize("law", [PaperLaw(6), AttemptsLaw(16, 2)])
+def test_a_longer_neighbour_changes_nothing(law: Any) -> None:
+    data, collate = [*features(3, length=5), {"input_ids": [3] * 9, "idx": 77}], collator(law=law)
+    short, padded = collate(data[:3]), collate(data)
+    for name, value in short.items():
+        assert torch.equal(padded[name][:3, :5], value), name
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -88,11 +95,13 @@ def test_a_draw_moves_no_global_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_keyed_uniforms_are_uniform_and_a_stream() -> None:
+def test_keyed_uniforms_are_uniform_and_prefix_stable() -> None:
     uniforms = KeyedUniforms(row_keys(0, 0, range(2000)))
-    first, second = uniforms.draw(4), uniforms.draw(3, 2)
-    joined = KeyedUniforms(row_keys(0, 0, range(2000))).draw(10)
-    assert (joined[:, :4] == first).all() and (joined[:, 4:] == second.reshape(2000, 6)).all()
+    first, second = uniforms.draw(3, 2), uniforms.draw(5)
+    again = KeyedUniforms(row_keys(0, 0, range(2000)))
+    # A wider draw begins with the narrower one, and does not shift what comes after it.
+    assert (again.draw(7, 2)[:, :3] == first).all() and (again.draw(5) == second).all()
+    joined = np.concatenate((first.reshape(2000, 6), second), -1)
     assert joined.min() >= 0 and joined.max() < 1
     assert abs(joined.mean() - 0.5) <= 4 * (1 / 12 / joined.size) ** 0.5
     assert abs((joined[:, 0] * joined[:, 1]).mean() - 0.25) <= 4 * (7 / 144 / 2000) ** 0.5
@@ -107,7 +116,9 @@ def corrupted(batch: dict[str, Tensor]) -> Tensor:
     return batch["start_ids"] != batch["target_ids"]
 
 
-@pytest.mark.parametrize(("rate", "low", "high"), [((0.2, 0.5), 2, 5), ((0.0, 0.05), 1, 1), ((1.0, 1.0), 10, 10), ((0.25, 0.35), 3, 3)])
+@pytest.mark.parametrize(
+    ("rate", "low", "high"), [((0.2, 0.5), 2, 5), ((0.0, 0.05), 1, 1), ((1.0, 1.0), 10, 10), ((0.25, 0.35), 3, 3)]
+)
 def test_counts_are_uniform_within_the_rates(rate: tuple[float, float], low: int, high: int) -> None:
     rows = 4000
     data = [{"input_ids": [3] * 10, "idx": index} for index in range(rows)]
@@ -151,9 +162,7 @@ def test_steps_are_uniform_over_the_horizon() -> None:
     start=st.sampled_from(["draft", "law", "canvas"]),
     data=st.data(),
 )
-def test_tensors_are_consistent(
-    lengths: list[int], seed: int, full: float, start: str, data: st.DataObject
-) -> None:
+def test_tensors_are_consistent(lengths: list[int], seed: int, full: float, start: str, data: st.DataObject) -> None:
     rows = []
     for index, length in enumerate(lengths):
         tokens = data.draw(st.lists(st.integers(1, 11), min_size=length, max_size=length))

@@ -12,17 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_rm.corruption import AttemptsLaw, PaperLaw, Trajectories, TrajectoryLaw, UniformProposal, build_law, oracle_labels
+from hf_rm.corruption import (
+    AttemptsLaw,
+    PaperLaw,
+    Trajectories,
+    TrajectoryLaw,
+    UniformProposal,
+    build_law,
+    oracle_labels,
+)
 from hf_rm.corruption.random import KeyedUniforms, row_keys
 from hf_rm.history import HistoryReference, HistorySegments, accumulate
-
 
 MASK, TARGET, VOCAB = 0, 4, 10
 PROPOSAL = UniformProposal(VOCAB, excluded=[MASK])
 SAMPLES = 30_000
 
 
-def sample(law: TrajectoryLaw, rows: int = SAMPLES, length: int = 1, corrupted: bool = True, seed: int = 0) -> Trajectories:
+def sample(
+    law: TrajectoryLaw, rows: int = SAMPLES, length: int = 1, corrupted: bool = True, seed: int = 0
+) -> Trajectories:
     """Trajectories of independent rows, every position corrupted."""
     targets = np.full((rows, length), TARGET, dtype=np.int64)
     uniforms = KeyedUniforms(row_keys(seed, 0, range(rows)))
@@ -105,7 +114,9 @@ def test_trajectory_vectors(vectors: Callable[[str], Any], case: int) -> None:
         numbers = (0.9, 0.0, ((mu or 1) - 0.5) / horizon)
     law, proposal = PaperLaw(horizon), UniformProposal(10, excluded=set(range(10)) - {vector["wrong"], 5})
     targets = np.array([[target]])
-    drawn = law.sample(Given(*numbers, 0.99), targets, targets * 0 + (vector["rule"] != "keep") > 0, proposal, mask, [0])
+    drawn = law.sample(
+        Given(*numbers, 0.99), targets, targets * 0 + (vector["rule"] != "keep") > 0, proposal, mask, [0]
+    )
     states = [int(drawn.state(np.array([t]))[0, 0]) for t in range(horizon + 1)]
     assert states == vector["states"]
     row = torch.tensor([states])

@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from hf_rm.corruption import OnPolicyPool
+from hf_rm.corruption.pool import PoolRows
 from hf_rm.history import HistoryState
 
 
-def refill(pool: OnPolicyPool, value: int, rows: int = 3) -> object:
-    """Offer rows that hold `value`, whose target is 5."""
+def refill(pool: OnPolicyPool, value: int, rows: int = 3) -> PoolRows:
+    """Offer rows that hold `value` and weigh as much, whose target is 5."""
     start = torch.full((rows, 4), value)
-    return pool.refill(start, torch.full_like(start, 5), torch.ones_like(start, dtype=torch.bool), torch.ones_like(start))
+    editable = torch.ones_like(start, dtype=torch.bool)
+    return pool.refill(start, torch.full_like(start, 5), editable, editable.long(), editable * float(value))
 
 
 def memory(value: float, rows: int = 3) -> HistoryState:
@@ -42,6 +44,7 @@ def test_solved_and_stable_rows_are_replaced_with_an_empty_memory() -> None:
     rows = refill(pool, 9)
     assert rows.ids[:, 0].tolist() == [6, 2, 9]
     assert rows.age.tolist() == [2, 2, 0]
+    assert rows.weights[:, 0].tolist() == [1.0, 1.0, 9.0]
     assert rows.history.accumulator[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
     assert rows.history.steps.tolist() == [1, 1, 0]
 
@@ -51,7 +54,7 @@ def test_positions_that_may_not_change_do_not_keep_a_row() -> None:
     editable = torch.tensor([[True, True, False, False]])
     target = torch.tensor([[5, 5, 7, 7]])
     frozen_wrong = torch.tensor([[5, 5, 1, 1]])
-    pool.refill(frozen_wrong, target, editable, torch.ones_like(target))
+    pool.refill(frozen_wrong, target, editable, torch.ones_like(target), torch.ones(1, 4))
     pool.advance(frozen_wrong, None)
     assert pool.rows.age.tolist() == [pool.max_age]
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from hf_rm.corruption import FixedProposal, Proposal, UniformProposal
 
-
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 MASK = 0
 
@@ -38,7 +37,9 @@ def test_fixed_proposals_are_wrong_tokens_of_positive_weight(
     uniforms=st.lists(st.one_of(st.floats(0, ALMOST_ONE), st.sampled_from([0.0, ALMOST_ONE])), min_size=1, max_size=8),
     data=st.data(),
 )
-def test_uniform_proposals_are_wrong_allowed_tokens(vocab_size: int, uniforms: list[float], data: st.DataObject) -> None:
+def test_uniform_proposals_are_wrong_allowed_tokens(
+    vocab_size: int, uniforms: list[float], data: st.DataObject
+) -> None:
     others = st.integers(1, vocab_size - 1)
     excluded = {MASK, *data.draw(st.lists(others, max_size=vocab_size - 3, unique=True))}
     target = data.draw(others)  # it may be an excluded one: a reserved token in a clean text

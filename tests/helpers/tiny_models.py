@@ -12,7 +12,9 @@ from hf_rm import RMForMaskedDiffusion
 from hf_rm.generation_rm import ReflectiveGenerationMixin
 
 
-def llama(vocab_size: int = 11, hidden_size: int = 16, layers: int = 1, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
+def llama(
+    vocab_size: int = 11, hidden_size: int = 16, layers: int = 1, seed: int = 0, **kwargs: Any
+) -> PreTrainedModel:
     """A bidirectional Llama with weights large enough for lively decoding: reveals, re-masks, changes of mind."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -29,7 +31,9 @@ def llama(vocab_size: int = 11, hidden_size: int = 16, layers: int = 1, seed: in
     return LlamaForCausalLM(config).eval()
 
 
-def bert(vocab_size: int = 11, hidden_size: int = 16, layers: int = 1, seed: int = 0, **kwargs: Any) -> PreTrainedModel:
+def bert(
+    vocab_size: int = 11, hidden_size: int = 16, layers: int = 1, seed: int = 0, **kwargs: Any
+) -> PreTrainedModel:
     """A BERT with tied embeddings."""
     torch.manual_seed(seed)
     config = BertConfig(
@@ -50,7 +54,9 @@ BACKBONES: dict[str, Callable[..., PreTrainedModel]] = {"llama": llama, "bert": 
 
 def wrapped(seed: int = 0, vocab_size: int = 11, mask_token_id: int = 0, **kwargs: Any) -> RMForMaskedDiffusion:
     """A wrapped tiny Llama."""
-    return RMForMaskedDiffusion.from_backbone(llama(vocab_size, seed=seed), mask_token_id=mask_token_id, **kwargs).eval()
+    return RMForMaskedDiffusion.from_backbone(
+        llama(vocab_size, seed=seed), mask_token_id=mask_token_id, **kwargs
+    ).eval()
 
 
 def grid(side: int = 3) -> tuple[list[list[int]], list[int | None]]:
@@ -85,7 +91,9 @@ class ScriptedModel(ReflectiveGenerationMixin):
     def __init__(
         self, script: Callable[[Tensor], Tensor], vocab_size: int = 7, mask_token_id: int | None = 0, **config: Any
     ) -> None:
-        self.config = SimpleNamespace(**{"vocab_size": vocab_size, "mask_token_id": mask_token_id, "history": False, **config})
+        self.config = SimpleNamespace(
+            **{"vocab_size": vocab_size, "mask_token_id": mask_token_id, "history": False, **config}
+        )
         self.device = torch.device("cpu")
         self.script = script
         self.seen: list[Tensor] = []
