@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 from .configuration_rm import RMConfig
 from .modeling_rm import RMForMaskedDiffusion
 
-
 if TYPE_CHECKING:
     from .corruption import RMDataCollator as RMDataCollator
     from .generation_config_rm import ReflectiveGenerationConfig as ReflectiveGenerationConfig

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-
 HISTORY_NORMS = ("rms", "match", "none")
 HISTORY_SCOPES = ("all", "editable")
 

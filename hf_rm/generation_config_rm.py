@@ -9,7 +9,6 @@ from transformers import GenerationConfig
 
 from .generation_rules_rm import REVEAL_RULES, REVISION_RULES
 
-
 EDITABLE = ("auto", "all")
 
 DEFAULTS: dict[str, Any] = {

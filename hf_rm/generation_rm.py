@@ -39,7 +39,6 @@ from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_rules_rm import REVEAL_RULES, REVISION_RULES, DenoisingStep, NoRevision, RemaskLimits
 from .history import HistoryState
 
-
 logger = logging.get_logger(__name__)
 
 KEEP, REVEAL, REMASK, REPLACE = 0, 1, 2, 3

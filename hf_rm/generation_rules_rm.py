@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-
 if TYPE_CHECKING:
     from .generation_config_rm import ReflectiveGenerationConfig
 
@@ -188,7 +187,9 @@ def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
         tensor([[False,  True,  True, False]])
     """
     order = ranks.sort(dim=-1, stable=True).indices
-    place = torch.empty_like(order).scatter_(-1, order, torch.arange(ranks.shape[-1], device=ranks.device).expand_as(order))
+    place = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(ranks.shape[-1], device=ranks.device).expand_as(order)
+    )
     return (place < count[:, None]) & (ranks < torch.inf)
 
 

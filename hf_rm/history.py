@@ -252,9 +252,7 @@ def _phasor(width: int, decay: float, base: float, device: torch.device) -> Tens
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _prefix_table(
-    width: int, decay: float, rotation: bool, base: float, longest: int, device: torch.device
-) -> Tensor:
+def _prefix_table(width: int, decay: float, rotation: bool, base: float, longest: int, device: torch.device) -> Tensor:
     """C[n] = sum_{m<n} (decay exp(-i w))^m for n = 0..longest: (longest + 1, d / 2) complex or (longest + 1, 1) real."""
     lags = torch.arange(longest, dtype=torch.float64)[:, None]
     if not rotation:

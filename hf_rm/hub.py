@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-
 CODE_FILES = (
     "configuration_rm.py",
     "history.py",

@@ -341,7 +341,9 @@ def _check_forward(
     config: RMConfig, input_ids: Tensor, labels: Tensor | None, editable_mask: Tensor | None, use_history: bool
 ) -> None:
     if input_ids.dim() != 2:
-        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids.")
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids."
+        )
     if config.position_groups is not None and input_ids.shape[1] != len(config.position_groups[0]):
         raise ValueError(
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "

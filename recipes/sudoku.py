@@ -14,7 +14,6 @@ continues from its last checkpoint.
 import os
 import sys
 
-
 # `recipes/math.py` must not shadow the standard library's `math`: drop this folder from the import path.
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
@@ -51,16 +50,21 @@ class SudokuArguments:
     """Arguments of this recipe, beside those of RMTrainingArguments."""
 
     variants: list[str] = field(
-        default_factory=lambda: ["hr-decay-her"], metadata={"help": f"Histories to train: any of {', '.join(VARIANTS)}."}
+        default_factory=lambda: ["hr-decay-her"],
+        metadata={"help": f"Histories to train: any of {', '.join(VARIANTS)}."},
     )
     laws: list[str] = field(
         default_factory=lambda: ["attempts+pool"],
         metadata={"help": "Trajectory laws to train with, each with '+pool' for on-policy rows or without."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Training seeds."})
-    structured: bool = field(default=True, metadata={"help": "Row, column and box structure; otherwise full attention."})
+    structured: bool = field(
+        default=True, metadata={"help": "Row, column and box structure; otherwise full attention."}
+    )
     intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
-    eval_only: str | None = field(default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."})
+    eval_only: str | None = field(
+        default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."}
+    )
     also_evaluate: list[str] = field(
         default_factory=list, metadata={"help": "Further models (folders or Hub names) for the table."}
     )
@@ -70,7 +74,9 @@ class SudokuArguments:
     decodings: list[str] = field(
         default_factory=lambda: ["eq1", "threshold"], metadata={"help": f"Any of {', '.join(DECODINGS)}."}
     )
-    ceiling_dir: str = field(default="benchmarks/results", metadata={"help": "Where sudoku_ceiling.py keeps its results."})
+    ceiling_dir: str = field(
+        default="benchmarks/results", metadata={"help": "Where sudoku_ceiling.py keeps its results."}
+    )
     replay_boards: int = field(default=3, metadata={"help": "Boards shown in the HTML replay."})
 
 
@@ -102,9 +108,7 @@ def train_and_evaluate(
     args.law, pool = law.removesuffix("+pool"), law.endswith("+pool")
     args.pool_fraction = training.pool_fraction if pool else 0.0
     set_seed(seed)
-    model = build_sudoku_model(
-        variant, structured=arguments.structured, intermediate_size=arguments.intermediate_size
-    )
+    model = build_sudoku_model(variant, structured=arguments.structured, intermediate_size=arguments.intermediate_size)
     trainer = RMTrainer(
         model,
         args,
@@ -142,9 +146,7 @@ def training_boards(args: RMTrainingArguments) -> BoardRows:
     return BoardRows(generate_boards(count, args.seed, split="train"))
 
 
-def evaluate_model(
-    arguments: SudokuArguments, model: Any, folder: Path, name: str, **labels: Any
-) -> list[Record]:
+def evaluate_model(arguments: SudokuArguments, model: Any, folder: Path, name: str, **labels: Any) -> list[Record]:
     """Revise the evaluation set with every decoding; records, and an HTML replay of a few boards in `folder`."""
     initial, target = evaluation_set(arguments.eval_source, arguments.eval_boards, arguments.eval_seed)
     ceiling = find_ceiling(arguments, initial, target)
@@ -168,7 +170,9 @@ def find_ceiling(arguments: SudokuArguments, initial: np.ndarray, target: np.nda
             whole = evaluation_set(arguments.eval_source, len(table.credit), arguments.eval_seed)
             if table.digest == boards_digest(*whole):
                 return table
-    logging.get_logger(__name__).warning("no saved ceiling of these boards: python benchmarks/sudoku_ceiling.py makes one")
+    logging.get_logger(__name__).warning(
+        "no saved ceiling of these boards: python benchmarks/sudoku_ceiling.py makes one"
+    )
     return None
 
 

@@ -7,7 +7,6 @@ from .oracle import IGNORE_INDEX, KEEP_LOSS, MASK_LOSS, REVEAL_LOSS, loss_parts,
 from .pool import OnPolicyPool
 from .proposals import FixedProposal, Proposal, UniformProposal
 
-
 __all__ = [
     "IGNORE_INDEX",
     "KEEP_LOSS",

@@ -16,7 +16,6 @@ from .oracle import oracle_labels
 from .proposals import Proposal
 from .random import KeyedUniforms, row_keys
 
-
 STARTS = ("draft", "law", "canvas")
 
 
@@ -70,7 +69,9 @@ class RMDataCollator:
     def __post_init__(self) -> None:
         low, high = self.corruption_rate
         if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"`corruption_rate` is {self.corruption_rate!r}: pass (low, high) with 0 <= low <= high <= 1.")
+            raise ValueError(
+                f"`corruption_rate` is {self.corruption_rate!r}: pass (low, high) with 0 <= low <= high <= 1."
+            )
         if not 0.0 <= self.full_corruption <= 1.0:
             raise ValueError(f"`full_corruption` is {self.full_corruption!r}: pass a probability from 0 to 1.")
         if self.start not in STARTS:
@@ -154,5 +155,7 @@ def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.
             )
         editable[row, :length] = mask
         if not editable[row].any():
-            raise ValueError(f"row {feature['idx']!r} has nothing editable: drop it or mark positions in `editable_mask`.")
+            raise ValueError(
+                f"row {feature['idx']!r} has nothing editable: drop it or mark positions in `editable_mask`."
+            )
     return targets, real, editable

@@ -160,7 +160,9 @@ class AttemptsLaw(TrajectoryLaw):
             raise ValueError(f"`max_attempts` is {max_attempts}: pass at least 1.")
         self.prior = np.array([draft, canvas, false_alarm], dtype=np.float64)
         if (self.prior < 0).any() or abs(self.prior.sum() - 1) > 1e-9:
-            raise ValueError(f"`draft`, `canvas`, `false_alarm` are {self.prior.tolist()}: pass a prior that sums to 1.")
+            raise ValueError(
+                f"`draft`, `canvas`, `false_alarm` are {self.prior.tolist()}: pass a prior that sums to 1."
+            )
         # draft: 2k + 1 runs, canvas: 2k + 2, false alarm: 2k + 3.
         self.runs = 2 * max_attempts + (3 if false_alarm else 2 if canvas else 1)
         if horizon < self.runs:

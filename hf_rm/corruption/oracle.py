@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 IGNORE_INDEX = -100
 REVEAL_LOSS, MASK_LOSS, KEEP_LOSS = 0, 1, 2
 

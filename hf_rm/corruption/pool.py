@@ -30,7 +30,9 @@ class PoolRows:
 
     def select(self, rows: Tensor) -> PoolRows:
         """The rows where the mask `rows` (P,) is true."""
-        return PoolRows(*(value[rows] if isinstance(value, Tensor) else value.select(rows) for value in vars(self).values()))
+        return PoolRows(
+            *(value[rows] if isinstance(value, Tensor) else value.select(rows) for value in vars(self).values())
+        )
 
 
 class OnPolicyPool:

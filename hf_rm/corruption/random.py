@@ -15,7 +15,6 @@ from hashlib import blake2b
 
 import numpy as np
 
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 

@@ -7,7 +7,6 @@ from .optimizers import MuonWithAdamW
 from .sft import MaskedSFTCollator, MaskedSFTTrainer
 from .trainer import RMTrainer
 
-
 __all__ = [
     "LossParts",
     "MaskedSFTArguments",

@@ -20,7 +20,9 @@ class MaskedTrainingArguments(TrainingArguments):
     )
     muon_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Train the matrices with Muon at this rate (everything else with AdamW at `learning_rate`)."},
+        metadata={
+            "help": "Train the matrices with Muon at this rate (everything else with AdamW at `learning_rate`)."
+        },
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Longest tokenised sample; longer ones are refused by name, never cut."}
@@ -29,7 +31,9 @@ class MaskedTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False.")
+            raise ValueError(
+                "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
+            )
 
 
 @dataclass
@@ -46,19 +50,25 @@ class RMTrainingArguments(MaskedTrainingArguments):
     """Arguments of [`RMTrainer`]."""
 
     law: str = field(
-        default="attempts", metadata={"help": "Trajectory law: 'paper' (Appendix C) or 'attempts' (several wrong tries)."}
+        default="attempts",
+        metadata={"help": "Trajectory law: 'paper' (Appendix C) or 'attempts' (several wrong tries)."},
     )
     horizon: int = field(default=16, metadata={"help": "T, the steps of a trajectory."})
     max_attempts: int = field(default=2, metadata={"help": "Wrong attempts a position, under the law 'attempts'."})
     min_corruption_rate: float = field(default=0.05, metadata={"help": "Least share of corrupted positions in a row."})
-    max_corruption_rate: float = field(default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."})
+    max_corruption_rate: float = field(
+        default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
+    )
     full_corruption: float = field(default=0.0, metadata={"help": "Probability that a row is corrupted everywhere."})
     edit_weight: float = field(
-        default=1.0, metadata={"help": "Loss weight of corrupted positions relative to the others (1: constant weights)."}
+        default=1.0,
+        metadata={"help": "Loss weight of corrupted positions relative to the others (1: constant weights)."},
     )
     loss_clip: str = field(
         default="reported",
-        metadata={"help": "'reported' clips the loss at 18.42 but not its gradient, 'hard' both (the paper), 'none' neither."},
+        metadata={
+            "help": "'reported' clips the loss at 18.42 but not its gradient, 'hard' both (the paper), 'none' neither."
+        },
     )
     pool_fraction: float = field(
         default=0.0, metadata={"help": "Share of each batch that comes from the on-policy pool (0: no pool)."}

@@ -157,7 +157,9 @@ class MaskedTrainer(Trainer):
             # A pickle of the arguments has no place in a folder that others load: the same as JSON.
             folder = Path(output_dir or self.args.output_dir)
             (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2, default=str))
+            (folder / "training_args.json").write_text(
+                json.dumps(self.args.to_sanitized_dict(), indent=2, default=str)
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -28,7 +28,9 @@ class RowDataset(Dataset):
 
     def __init__(self, rows: Any, tokenizer: Any = None, max_length: int | None = None) -> None:
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-            raise ValueError(f"`train_dataset` is a {type(rows).__name__}: pass a map-style dataset, one with a length.")
+            raise ValueError(
+                f"`train_dataset` is a {type(rows).__name__}: pass a map-style dataset, one with a length."
+            )
         if len(rows) == 0:
             raise ValueError("`train_dataset` is empty: pass at least one row.")
         self.rows = rows

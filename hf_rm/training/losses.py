@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from ..corruption.oracle import IGNORE_INDEX, loss_parts
 
-
 MAX_LOSS = -math.log(1e-8)
 """The paper clips probabilities at 1e-8: no position reports more than this, 18.42."""
 

@@ -25,4 +25,3 @@ def tiny_model(seed: int = 0, **config) -> RMForMaskedDiffusion:
 def tiny_rows(count: int = 64, length: int = 8) -> list[dict]:
     rng = np.random.default_rng(0)
     return [{"input_ids": rng.integers(1, 12, length), "idx": i} for i in range(count)]
-

@@ -10,7 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from tiny_training import tiny_model, tiny_rows  # noqa: E402

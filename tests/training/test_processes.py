@@ -10,15 +10,22 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-
 SCRIPT = Path(__file__).with_name("script.py")
-POOL = {"pool_fraction": 0.5, "pool_start_step": 2, "muon_learning_rate": 0.01, "save_strategy": "steps", "save_steps": 3}
+POOL = {
+    "pool_fraction": 0.5,
+    "pool_start_step": 2,
+    "muon_learning_rate": 0.01,
+    "save_strategy": "steps",
+    "save_steps": 3,
+}
 
 
 def run(folder: Path, settings: dict, *flags: str, launcher: tuple[str, ...] = ()) -> int:
     """Run the script; its exit code (negative: the signal that ended it)."""
     command = [*(launcher or (sys.executable,)), str(SCRIPT), str(folder), json.dumps(settings), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
     return done.returncode
 

@@ -195,7 +195,9 @@ def test_lora_changes_the_adapter_and_nothing_else(tmp_path, model, rows):
     trainer.train()
     after = trainer.model.state_dict()
     for name, value in before.items():
-        inner = name.replace("q_proj.weight", "q_proj.base_layer.weight").replace("v_proj.weight", "v_proj.base_layer.weight")
+        inner = name.replace("q_proj.weight", "q_proj.base_layer.weight").replace(
+            "v_proj.weight", "v_proj.base_layer.weight"
+        )
         assert torch.equal(after[f"base_model.model.{inner}"], value), name
     moved = [name for name, value in after.items() if "lora_B" in name and value.abs().sum() > 0]
     assert len(moved) == 2

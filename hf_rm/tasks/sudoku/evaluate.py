@@ -18,7 +18,6 @@ from .boards import BoardArray
 from .ceiling import CeilingTable
 from .metrics import remask_recall_by_history, sudoku_metrics
 
-
 DECODINGS: dict[str, dict[str, Any]] = {
     "eq1": {"reveal": "all", "revise": "reflective"},
     "threshold": {"reveal": "threshold", "reveal_threshold": 0.9, "revise": "reflective"},
@@ -107,7 +106,9 @@ def revise_boards(
     model.eval()
     began = time.perf_counter()
     outputs = []
-    for start in logging.tqdm(range(0, len(initial), batch_size), desc=f"revise ({decoding})", disable=not progress_bar):
+    for start in logging.tqdm(
+        range(0, len(initial), batch_size), desc=f"revise ({decoding})", disable=not progress_bar
+    ):
         boards = torch.from_numpy(initial[start : start + batch_size].astype(np.int64)).to(model.device)
         outputs.append(model.generate_reflective(boards, output_trajectory=True, **settings))
     seconds = time.perf_counter() - began

@@ -12,7 +12,6 @@ from ...configuration_rm import RMConfig
 from ...modeling_rm import RMForMaskedDiffusion
 from .boards import CELLS, MASK_ID, VOCAB_SIZE
 
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "no-hr": {"history": False},
     "hr": {"history": True, "history_decay": 1.0, "history_rotation": False},
@@ -76,7 +75,9 @@ def sudoku_config(
         mask_token_id=MASK_ID,
         history_norm="rms",
         position_groups=[_ROWS, _COLUMNS, _BOXES] if structured else [list(range(CELLS))],
-        attention_groups=[None if head % 4 == 0 else head % 4 - 1 for head in range(num_heads)] if structured else None,
+        attention_groups=[None if head % 4 == 0 else head % 4 - 1 for head in range(num_heads)]
+        if structured
+        else None,
         backbone_positions=False,
         attn_implementation=attn_implementation,
         **VARIANTS[variant],

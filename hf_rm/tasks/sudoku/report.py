@@ -14,7 +14,6 @@ from rich.table import Table
 from .ceiling import CeilingTable
 from .evaluate import ROUNDS, SudokuRun
 
-
 Record = dict[str, Any]
 
 PAPER_TABLE_2: dict[str, dict[str, float]] = {
