@@ -7,7 +7,7 @@ Sudoku revision: train a 0.8 M-parameter mask diffusion model to find and repair
     accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-ablation.yaml   # x two laws x three seeds
     accelerate launch recipes/sudoku.py --eval_only model_cards/rm-sudoku --eval_boards 10000
 
-Every run goes to its own folder under --output_dir and is not repeated once its results.json is there; an interrupted one
+Every run goes to its own folder under --output_dir. One that is finished is not repeated, one that was interrupted
 continues from its last checkpoint.
 """
 
@@ -34,7 +34,7 @@ from transformers.utils import logging
 from trl import TrlParser
 
 import hf_rm  # noqa: F401  (registers the Auto classes)
-from hf_rm import RMTrainer, RMTrainingArguments
+from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.corruption import FixedProposal
 from hf_rm.hub import save_for_hub
 from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling
@@ -100,31 +100,58 @@ def train_and_evaluate(
 ) -> list[Record]:
     """One run: its records, one a decoding; read back if the run was finished before."""
     folder = Path(training.output_dir) / f"{variant}_{law}_seed{seed}"
-    results = folder / "results.json"
-    if results.exists():
-        return json.loads(results.read_text())
     args = copy.deepcopy(training)
     args.output_dir, args.seed = str(folder), seed
     args.law, pool = law.removesuffix("+pool"), law.endswith("+pool")
     args.pool_fraction = training.pool_fraction if pool else 0.0
-    set_seed(seed)
-    model = build_sudoku_model(variant, structured=arguments.structured, intermediate_size=arguments.intermediate_size)
-    trainer = RMTrainer(
-        model,
-        args,
-        train_dataset=training_boards(args),
-        proposal=FixedProposal([0] + [1] * (VOCAB_SIZE - 1)),
-    )
-    began = time.process_time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
-    cpu_minutes = (time.process_time() - began) / 60
+    claim_folder(folder, arguments, args)
+    results = folder / f"results_{arguments.eval_source}_{arguments.eval_seed}_{arguments.eval_boards}.json"
+    if results.exists():
+        print(f"finished before: {results} (delete {folder} to train again)")
+        return json.loads(results.read_text())
+    if (folder / "model.safetensors").exists():  # trained before, but not evaluated
+        model, cpu_minutes = AutoModel.from_pretrained(folder), None
+    else:
+        model, cpu_minutes = train(arguments, args, variant, folder)
     if not PartialState().is_main_process:
         return []
-    save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
     labels = {"variant": variant, "law": law, "seed": seed, "train_cpu_minutes": cpu_minutes, "steps": args.max_steps}
     records = evaluate_model(arguments, model, folder, name=f"{variant}, {law}, seed {seed}", **labels)
     write_json(results, records)
     return records
+
+
+def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArguments) -> None:
+    """Note the run's settings in its folder, and refuse a folder that holds a run with others."""
+    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "muon_learning_rate", "horizon", "max_attempts")
+    names += ("min_corruption_rate", "max_corruption_rate", "pool_fraction", "pool_start_step", "pool_max_age")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
+    path = folder / "settings.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    known = json.loads(path.read_text())
+    differing = [f"{name} is {known[name]} there and {value} here" for name, value in settings.items() if known[name] != value]
+    if differing:
+        raise ValueError(f"{folder} holds another run: {'; '.join(differing)}. Pass another --output_dir or delete it.")
+
+
+def train(
+    arguments: SudokuArguments, args: RMTrainingArguments, variant: str, folder: Path
+) -> tuple[RMForMaskedDiffusion, float]:
+    """Train a model, continuing from the last checkpoint in `folder`; the model and the CPU minutes of this process."""
+    set_seed(args.seed)
+    size = {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
+    model = build_sudoku_model(variant, **size)
+    proposal = FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
+    trainer = RMTrainer(model, args, train_dataset=training_boards(args), proposal=proposal)
+    began = time.process_time()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    if PartialState().is_main_process:
+        save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
+    return model, (time.process_time() - began) / 60
 
 
 class BoardRows:
@@ -141,7 +168,7 @@ class BoardRows:
 
 
 def training_boards(args: RMTrainingArguments) -> BoardRows:
-    """As many boards as the run will look at, so that none comes twice; the seed is the run's."""
+    """As many boards as the run will look at, so that none comes twice; the seed is the run's own."""
     count = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return BoardRows(generate_boards(count, args.seed, split="train"))
 

@@ -57,10 +57,8 @@ class SudokuRun:
         return sudoku_metrics(self.initial, self.final, self.target, states=self.states)
 
     def recall(self) -> dict[str, dict[str, float]]:
-        """Re-mask recall of wrong tokens by history class, the drafted digit counting as a first attempt."""
-        return remask_recall_by_history(
-            self.states, self.actions, self.target, num_steps=self.num_steps, draft_is_attempt=True
-        )
+        """Re-mask recall of wrong tokens by how often their cell was revealed before; see [`remask_recall_by_history`]."""
+        return remask_recall_by_history(self.states, self.actions, self.target, num_steps=self.num_steps)
 
     def accuracy_after(self, rounds: int) -> Interval:
         """Exact accuracy if decoding stopped after so many steps: the test-time scaling curve. Masks count as wrong."""

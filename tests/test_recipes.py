@@ -1,0 +1,98 @@
+"""The recipes as a user launches them: in their own process, from the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "sudoku.py"
+TINY = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 8,
+    "intermediate_size": 16,
+    "min_corruption_rate": 0.0493,
+    "max_corruption_rate": 0.247,
+    "pool_fraction": 0.5,
+    "eval_boards": 6,
+    "eval_seed": 5,
+    "decodings": ["eq1"],
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+
+
+def launch(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=cwd)
+
+
+@pytest.mark.skipif("math" in sys.builtin_module_names, reason="this Python's math is built in: nothing can shadow it")
+def test_a_recipe_named_math_does_not_shadow_the_standard_library(tmp_path):
+    shutil.copy(RECIPE, tmp_path / "sudoku.py")
+    (tmp_path / "math.py").write_text("raise ImportError('the recipe was imported in place of the standard library')\n")
+    guarded = launch(tmp_path / "sudoku.py", "--help", cwd=tmp_path)
+    assert guarded.returncode == 0, guarded.stderr[-2000:]
+    assert "--eval_only" in guarded.stdout
+
+    text = RECIPE.read_text()
+    start = text.index("sys.path[:]")
+    (tmp_path / "sudoku.py").write_text(text[:start] + text[text.index("\n", start) :])
+    unguarded = launch(tmp_path / "sudoku.py", "--help", cwd=tmp_path)
+    assert unguarded.returncode != 0, "without the guard the test must fail, or it proves nothing"
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_report(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "output_dir": str(tmp_path / "out")}))
+    first = launch(RECIPE, "--config", str(config), cwd=tmp_path)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "Sudoku revision, 6 generated boards, seed 5" in first.stdout
+    assert "paper, hr-decay-her" in first.stdout and "93.40" in first.stdout
+    run = tmp_path / "out" / "hr-decay-her_attempts+pool_seed0"
+    assert {"model.safetensors", "modeling_rm.py", "tokenizer.json", "replay.html"} <= {p.name for p in run.iterdir()}
+    (record,) = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert record["boards"] == 6 and record["steps"] == 3
+
+    again = launch(RECIPE, "--config", str(config), cwd=tmp_path)
+    assert again.returncode == 0 and "finished before" in again.stdout
+    assert "train_runtime" not in again.stdout
+
+    other = launch(RECIPE, "--config", str(config), "--max_steps", "4", cwd=tmp_path)
+    assert other.returncode != 0
+    assert "max_steps is 3 there and 4 here" in other.stderr
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "recipes" / "configs").glob("sudoku-*.yaml"))])
+def test_configurations_name_known_arguments(name, monkeypatch):
+    from trl import TrlParser
+
+    from hf_rm import RMTrainingArguments
+
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    arguments, training = TrlParser((sudoku_arguments(), RMTrainingArguments)).parse_args_and_config(
+        ["--config", str(ROOT / "recipes" / "configs" / name)]
+    )
+    assert training.min_corruption_rate * 81 < 4 <= 20 <= training.max_corruption_rate * 81 < 21
+    assert training.pool_start_step < training.max_steps
+    assert arguments.eval_boards >= 1000
+
+
+def sudoku_arguments() -> type:
+    import importlib.util
+
+    path = list(sys.path)
+    specification = importlib.util.spec_from_file_location("sudoku_recipe", RECIPE)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["sudoku_recipe"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    sys.path[:] = path
+    return module.SudokuArguments
