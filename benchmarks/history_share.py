@@ -1,12 +1,12 @@
 """
-History Reference's share of a step, in decoding and in training, at T = 6 and T = 64; and what bf16 accumulation would cost.
+History Reference's share of a step, in decoding and in training, at T = 6 and T = 64; the cost of bf16 accumulation.
 
     python benchmarks/history_share.py [--repeats 15]
 
-Share: CPU time of the part that History Reference adds (accumulation and norm, forward and, in training, backward), over
-that of the whole step (forward; in training with loss, backward and optimizer, bf16 autocast). One thread, side by side in
-one run, medians. Precision: largest relative error of the recurrence after 64 steps against a float64 sum, for a float32
-and for a bf16 accumulator fed with the same bf16 embeddings.
+Share: CPU time of the part that History Reference adds (accumulation and norm, forward and, in training, backward),
+over that of the whole step (forward; in training with loss, backward and optimizer, bf16 autocast). One thread, side
+by side in one run, medians. Precision: largest relative error of the recurrence after 64 steps against a float64 sum,
+for a float32 and for a bf16 accumulator fed with the same bf16 embeddings.
 """
 
 import argparse
@@ -102,6 +102,7 @@ def precision() -> list[Row]:
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()

@@ -3,8 +3,9 @@ Boards a second of the Sudoku model in training and in decoding, on this machine
 
     python benchmarks/sudoku_speed.py [--model model_cards/rm-sudoku] [--repeats 5]
 
-Training: one optimizer step of RMTrainer's batch (64 boards, on-policy pool on, bf16 autocast, Muon and AdamW), loader and
-collator included. Decoding: whole revisions of corrupted boards, trajectory off. Medians and ranges of CPU seconds.
+Training: one optimizer step of RMTrainer's batch (64 boards, on-policy pool on, bf16 autocast, Muon and AdamW), loader
+and collator included. Decoding: whole revisions of corrupted boards, trajectory off. Medians and ranges of CPU
+seconds.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def time_decoding(model, decoding: str, repeats: int, boards: int) -> tuple[list
 
 
 def main() -> None:
+    """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model_cards/rm-sudoku")
     parser.add_argument("--repeats", type=int, default=5)

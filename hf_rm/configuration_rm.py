@@ -17,40 +17,33 @@ class RMConfig(PreTrainedConfig):
     Configuration of [`RMForMaskedDiffusion`]: a mask diffusion backbone that reads a History Reference.
 
     Args:
-        text_config (`PreTrainedConfig` or `dict`):
-            Configuration of the backbone, a masked (bidirectional) token model of transformers.
-        backbone_class (`str`):
-            Name of the backbone's class in transformers (`"LlamaForCausalLM"`, `"BertForMaskedLM"`). It must take
-            `inputs_embeds` and return `logits`. Defaults to the first of `text_config.architectures`.
-        mask_token_id (`int`):
-            Id of the mask token, below the vocabulary's size.
-        suppressed_token_ids (`list[int]`, *optional*):
-            Reserved or padding ids that a reveal never writes (the mask id never is one in any case).
-        history (`bool`, defaults to `True`):
-            Whether the model reads its earlier states (Eq. 2 of the Reflective Masking paper) or the current one only.
-        history_decay (`float`, defaults to 0.9):
-            The decay per step, in (0, 1].
-        history_rotation (`bool`, defaults to `True`):
-            Whether a past state is also rotated by its distance (History Embedding Rotation). Needs an even width.
-        history_base (`float`, defaults to 10000.0):
-            Base of the rotation's frequencies.
-        history_norm (`str`, defaults to `"match"`):
-            `"rms"` (the paper: RMSNorm without parameters), `"match"` (rescaled to the current embedding's own root
-            mean square, so that wrapping a pretrained backbone changes nothing while there is no history) or `"none"`.
-        history_eps (`float`, defaults to 1e-8):
-            Added to mean squares under the root. A zero row stays zero.
-        history_scope (`str`, defaults to `"all"`):
-            `"all"` (the paper: every position accumulates) or `"editable"` (other positions read the plain embedding).
-        position_groups (`list[list[int]]`, *optional*):
-            Learned structural positions: G lists of N group indices (for a Sudoku: the row, the column and the box of
-            every cell). Position i reads the sum over g of a learned embedding of its group `position_groups[g][i]`.
-            The sequence length is then N, always.
-        attention_groups (`list[int | None]`, *optional*):
-            One entry per attention head: `None` attends everywhere, an index g only inside the own group of
-            `position_groups[g]`.
-        backbone_positions (`bool`, defaults to `True`):
-            Whether the backbone sees the index of a position. `False` hands it position 0 everywhere: structure then
-            comes from `position_groups` alone.
+        text_config (`PreTrainedConfig` or `dict`): configuration of the backbone, a masked (bidirectional) token model
+            of transformers.
+        backbone_class (`str`): name of the backbone's class in transformers (`"LlamaForCausalLM"`,
+            `"BertForMaskedLM"`). It must take `inputs_embeds` and return `logits`. Defaults to the first of
+            `text_config.architectures`.
+        mask_token_id (`int`): id of the mask token, below the vocabulary's size.
+        suppressed_token_ids (`list[int]`, *optional*): reserved or padding ids that a reveal never writes (the mask id
+            never is one in any case).
+        history (`bool`, defaults to `True`): whether the model reads its earlier states (Eq. 2 of the Reflective
+            Masking paper) or the current one only.
+        history_decay (`float`, defaults to 0.9): the decay per step, in (0, 1].
+        history_rotation (`bool`, defaults to `True`): whether a past state is also rotated by its distance (History
+            Embedding Rotation). Needs an even width.
+        history_base (`float`, defaults to 10000.0): base of the rotation's frequencies.
+        history_norm (`str`, defaults to `"match"`): `"rms"` (the paper: RMSNorm without parameters), `"match"`
+            (rescaled to the current embedding's own root mean square, so that wrapping a pretrained backbone changes
+            nothing while there is no history) or `"none"`.
+        history_eps (`float`, defaults to 1e-8): added to mean squares under the root. A zero row stays zero.
+        history_scope (`str`, defaults to `"all"`): `"all"` (the paper: every position accumulates) or `"editable"`
+            (other positions read the plain embedding).
+        position_groups (`list[list[int]]`, *optional*): learned structural positions: G lists of N group indices (for
+            a Sudoku: the row, the column and the box of every cell). Position i reads the sum over g of a learned
+            embedding of its group `position_groups[g][i]`. The sequence length is then N, always.
+        attention_groups (`list[int | None]`, *optional*): one entry per attention head: `None` attends everywhere, an
+            index g only inside the own group of `position_groups[g]`.
+        backbone_positions (`bool`, defaults to `True`): whether the backbone sees the index of a position. `False`
+            hands it position 0 everywhere: structure then comes from `position_groups` alone.
 
     Raises:
         ValueError: for a decay outside (0, 1], an odd width with rotation, an unknown norm or scope, a mask id outside
@@ -88,8 +81,8 @@ class RMConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(text_config, dict):
             text_config = _config_from_dict(text_config)
-        self.text_config = text_config
-        self.backbone_class = backbone_class or _first_architecture(text_config)
+        self.text_config: Any = text_config
+        self.backbone_class = backbone_class or next(iter(getattr(text_config, "architectures", None) or ()), None)
         self.mask_token_id = mask_token_id
         self.suppressed_token_ids = None if suppressed_token_ids is None else [int(i) for i in suppressed_token_ids]
         self.history = history
@@ -113,18 +106,15 @@ class RMConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise a ValueError that names the argument, its value and the remedy for whatever cannot work."""
-        _check_mask_token(self.mask_token_id, self.vocab_size)
-        check_history(
-            self.history_decay, self.history_rotation, self.history_base, self.history_norm, self.history_eps,
-            self.history_scope, embedding_width(self.text_config),
-        )  # fmt: skip
+        check_mask_token(self.mask_token_id, self.vocab_size)
+        _check_history(self)
         for token in self.suppressed_token_ids or ():
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"`suppressed_token_ids` holds {token}, outside the vocabulary of {self.vocab_size}: pass ids "
                     f"from 0 to {self.vocab_size - 1}."
                 )
-        _check_groups(self.position_groups, self.attention_groups, self.text_config)
+        _check_groups(self)
 
 
 def embedding_width(text_config: PreTrainedConfig) -> int:
@@ -133,40 +123,42 @@ def embedding_width(text_config: PreTrainedConfig) -> int:
     return getattr(inner, "embedding_size", None) or inner.hidden_size
 
 
-def check_history(
-    decay: float, rotation: bool, base: float, norm: str, eps: float, scope: str, width: int | None
-) -> None:
-    """Raise a ValueError for History Reference settings that Eq. 2 does not define."""
+def _check_history(config: RMConfig) -> None:
+    decay, width = config.history_decay, embedding_width(config.text_config)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
         raise ValueError(f"`history_decay` is {decay!r}: pass a number in (0, 1] (1 forgets nothing, 0.9 is usual).")
-    if rotation and width is not None and width % 2:
+    if config.history_rotation and width % 2:
         raise ValueError(
             f"`history_rotation` turns pairs of dimensions, but the embedding is {width} wide: pass "
             "history_rotation=False or a backbone of even width."
         )
-    if not base > 0:
-        raise ValueError(f"`history_base` is {base!r}: pass a positive number such as 10000.0.")
-    if norm not in HISTORY_NORMS:
-        raise ValueError(f"`history_norm` is {norm!r}: pass one of {', '.join(HISTORY_NORMS)}.")
-    if not eps > 0:
-        raise ValueError(f"`history_eps` is {eps!r}: pass a small positive number such as 1e-8.")
-    if scope not in HISTORY_SCOPES:
-        raise ValueError(f"`history_scope` is {scope!r}: pass one of {', '.join(HISTORY_SCOPES)}.")
+    if not config.history_base > 0:
+        raise ValueError(f"`history_base` is {config.history_base!r}: pass a positive number such as 10000.0.")
+    if config.history_norm not in HISTORY_NORMS:
+        raise ValueError(f"`history_norm` is {config.history_norm!r}: pass one of {', '.join(HISTORY_NORMS)}.")
+    if not config.history_eps > 0:
+        raise ValueError(f"`history_eps` is {config.history_eps!r}: pass a small positive number such as 1e-8.")
+    if config.history_scope not in HISTORY_SCOPES:
+        raise ValueError(f"`history_scope` is {config.history_scope!r}: pass one of {', '.join(HISTORY_SCOPES)}.")
 
 
-def _check_mask_token(mask_token_id: int | None, vocab_size: int) -> None:
+def check_mask_token(mask_token_id: int | None, vocab_size: int) -> int:
+    """The id of the mask token; a ValueError where there is none in the vocabulary."""
     if mask_token_id is None:
-        raise ValueError("`mask_token_id` is None: pass the id of the backbone's mask token (LLaDA-8B: 126336).")
+        raise ValueError(
+            "`mask_token_id` is None: pass the id of the mask token that the model was trained with (LLaDA-8B: "
+            "126336)."
+        )
     if isinstance(mask_token_id, bool) or not isinstance(mask_token_id, int) or not 0 <= mask_token_id < vocab_size:
         raise ValueError(
             f"`mask_token_id` is {mask_token_id!r}, outside the vocabulary of {vocab_size}: pass an id from 0 to "
             f"{vocab_size - 1}, or resize the embeddings first."
         )
+    return mask_token_id
 
 
-def _check_groups(
-    position_groups: list[list[int]] | None, attention_groups: list[int | None] | None, text_config: PreTrainedConfig
-) -> None:
+def _check_groups(config: RMConfig) -> None:
+    position_groups, attention_groups = config.position_groups, config.attention_groups
     if position_groups is not None:
         lengths = {len(groups) for groups in position_groups}
         if len(lengths) != 1 or 0 in lengths or min(map(min, position_groups)) < 0:
@@ -176,10 +168,11 @@ def _check_groups(
             )
     if attention_groups is None:
         return
-    heads = text_config.get_text_config().num_attention_heads
+    heads = config.text_config.get_text_config().num_attention_heads
     if len(attention_groups) != heads:
         raise ValueError(
-            f"`attention_groups` names {len(attention_groups)} heads, but the backbone has {heads}: pass one entry a head."
+            f"`attention_groups` names {len(attention_groups)} heads, but the backbone has {heads}: pass one entry a "
+            "head."
         )
     known = range(len(position_groups or ()))
     for group in attention_groups:
@@ -196,8 +189,3 @@ def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
     if model_type is None:
         raise ValueError("`text_config` has no model_type: pass a PreTrainedConfig or the dict of a saved one.")
     return AutoConfig.for_model(model_type, **values)
-
-
-def _first_architecture(text_config: PreTrainedConfig | None) -> str | None:
-    architectures = getattr(text_config, "architectures", None)
-    return architectures[0] if architectures else None

@@ -52,8 +52,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
     Args:
         max_new_tokens (`int`, *optional*): length of the canvas of masks appended to the input.
         block_length (`int`, *optional*): positions a block; blocks are finished one after another. None: one block.
-        editable (`str`, defaults to `"auto"`): what may change when no `editable_mask` is passed: `"auto"` the appended
-            canvas and every mask in the input, `"all"` every position that is not padding.
+        editable (`str`, defaults to `"auto"`): what may change when no `editable_mask` is passed: `"auto"` the
+            appended canvas and every mask in the input, `"all"` every position that is not padding.
         steps (`int`, *optional*): length of the reveal schedule over the whole canvas, for `reveal="confidence"`,
             `"margin"` and `"entropy"`. None: one position a step.
         max_steps (`int`, *optional*): bound on the steps of a row. None: 64 more than 1 + `patience` times the
@@ -62,8 +62,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
         patience (`int`, defaults to 1): steps without a mask and without a change after which a block has converged.
         reveal (`str`, defaults to `"all"`): the reveal rule: `"all"`, `"threshold"`, `"confidence"`, `"margin"` or
             `"entropy"`.
-        reveal_threshold (`float`, defaults to 0.9): for `reveal="threshold"`: reveal where the probability is above it.
-        min_reveals_per_step (`int`, defaults to 1): for `reveal="threshold"`: the most confident masks revealed anyway.
+        reveal_threshold (`float`, defaults to 0.9): for `reveal="threshold"`: reveal where the probability is above.
+        min_reveals_per_step (`int`, defaults to 1): for `reveal="threshold"`: so many most confident masks anyway.
         temperature (`float`, defaults to 0): 0 takes the argmax, anything else samples (and then needs no more than a
             `generator` to be reproducible).
         top_k (`int`, *optional*), top_p (`float`, *optional*): truncation while sampling.
@@ -100,14 +100,14 @@ class ReflectiveGenerationConfig(GenerationConfig):
     def validate(self, strict: bool = False, **unused: Any) -> None:
         """Raise a ValueError that names the first setting that cannot work, its value and the remedy."""
         for name in ("max_new_tokens", "block_length", "steps", "max_steps", "patience", "min_reveals_per_step"):
-            self._check_integer(name, minimum=1, optional=DEFAULTS[name] is None)
+            self._check_integer(name, minimum=1)
         for name in ("max_revision_rounds", "max_remasks_per_position"):
             self._check_integer(name, minimum=0)
         self._check_integer("top_k", minimum=1)
-        self._check_number("reveal_threshold", 0.0, 1.0, optional=False)
+        self._check_number("reveal_threshold", 0.0, 1.0)
         self._check_number("max_remask_ratio", 0.0, 1.0)
         self._check_number("top_p", 0.0, 1.0)
-        self._check_number("temperature", 0.0, float("inf"), optional=False)
+        self._check_number("temperature", 0.0, float("inf"))
         self._check_choice("reveal", tuple(REVEAL_RULES))
         self._check_choice("revise", (*REVISION_RULES, None))
         self._check_choice("editable", EDITABLE)
@@ -124,16 +124,16 @@ class ReflectiveGenerationConfig(GenerationConfig):
         if self.revise is None and (self.max_remasks_per_position is not None or self.max_remask_ratio is not None):
             raise ValueError("re-mask limits contradict revise=None: leave them out or name a revision rule.")
 
-    def _check_integer(self, name: str, minimum: int, optional: bool = True) -> None:
+    def _check_integer(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
-        if value is None and optional:
+        if value is None and DEFAULTS[name] is None:
             return
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise ValueError(f"`{name}` is {value!r}: pass an integer of at least {minimum}.")
 
-    def _check_number(self, name: str, low: float, high: float, optional: bool = True) -> None:
+    def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        if value is None and optional:
+        if value is None and DEFAULTS[name] is None:
             return
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"`{name}` is {value!r}: pass a number from {low} to {high}.")

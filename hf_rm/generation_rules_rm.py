@@ -2,8 +2,8 @@
 """
 Reveal rules and revision rules: the two small objects that make one decoding loop into every decoder of the field.
 
-At each step the loop hands both rules the same `DenoisingStep`. A reveal rule says which masks become tokens; a revision
-rule says which visible tokens are taken back, and which of them first where a limit allows only some.
+At each step the loop hands both rules the same `DenoisingStep`. A reveal rule says which masks become tokens; a
+revision rule says which visible tokens are taken back, and which of them first where a limit allows only some.
 
 To add a rule: write a class below and name it in `REVEAL_RULES` or `REVISION_RULES`. The loop need not change.
 
@@ -12,10 +12,11 @@ Shapes: B active rows, N positions, V vocabulary.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,46 +62,46 @@ class DenoisingStep:
         return laid_out
 
 
-class RevealRule(Protocol):
+class Rule:
+    """A rule is made from the generation config; most need nothing of it."""
+
+    def __init__(self, config: ReflectiveGenerationConfig) -> None:
+        del config
+
+
+class RevealRule(Rule, ABC):
     """Says which masks become their proposals. `follows_schedule`: whether `steps` means anything to the rule."""
 
-    follows_schedule: ClassVar[bool]
+    follows_schedule: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, step: DenoisingStep) -> Tensor:
         """(B, N) bool, a subset of `step.masked`."""
-        ...
 
 
-class RevisionRule(Protocol):
+class RevisionRule(Rule, ABC):
     """
     Says which visible tokens are taken back.
 
     `remembers`: whether the rule carries a memory from step to step, so that a repeated state need not repeat itself.
     """
 
-    remembers: ClassVar[bool]
+    remembers: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
-        """(B, N) bool where the rule fires, a subset of `step.visible`, and (B, N) ranks: a cap takes the lowest first."""
-        ...
+        """(B, N) bool where it fires, a subset of `step.visible`, and (B, N) ranks: a cap takes the lowest first."""
 
 
-class RevealAll:
+class RevealAll(RevealRule):
     """Every mask, as in Eq. 1."""
-
-    follows_schedule: ClassVar[bool] = False
-
-    def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        del config
 
     def __call__(self, step: DenoisingStep) -> Tensor:
         return step.masked
 
 
-class RevealAboveThreshold:
+class RevealAboveThreshold(RevealRule):
     """Masks whose proposal is more probable than the threshold, and always the few most confident ones."""
-
-    follows_schedule: ClassVar[bool] = False
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
         self.threshold = config.reveal_threshold
@@ -112,15 +113,13 @@ class RevealAboveThreshold:
         return ((confidence.exp() > self.threshold) | most_confident) & step.masked
 
 
-class RevealByConfidence:
+class RevealByConfidence(RevealRule):
     """The schedule's number of masks, most probable proposals first (LLaDA's low-confidence re-masking)."""
 
     follows_schedule: ClassVar[bool] = True
 
-    def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        del config
-
     def score(self, step: DenoisingStep) -> Tensor:
+        """(B, N): the highest is revealed first."""
         return step.proposal_log_probability
 
     def __call__(self, step: DenoisingStep) -> Tensor:
@@ -143,53 +142,42 @@ class RevealByEntropy(RevealByConfidence):
         return step.on_masks(torch.special.entr(log_p.exp()).sum(-1).neg())
 
 
-class ReflectiveRevision:
+class ReflectiveRevision(RevisionRule):
     """Eq. 1: re-mask where the mask is more probable than the token that stands there; a tie keeps."""
-
-    remembers: ClassVar[bool] = False
-
-    def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        del config
 
     def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
         advantage = remask_advantage(step.ids, step.logits, step.mask_token_id)
         return (advantage > 0) & step.visible, -advantage
 
 
-class NoRevision:
+class NoRevision(RevisionRule):
     """What is revealed stays."""
-
-    remembers: ClassVar[bool] = False
-
-    def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        del config
 
     def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(step.visible), torch.zeros_like(step.ids, dtype=torch.float32)
 
 
-REVEAL_RULES: dict[str, type] = {
+REVEAL_RULES: dict[str, type[RevealRule]] = {
     "all": RevealAll,
     "threshold": RevealAboveThreshold,
     "confidence": RevealByConfidence,
     "margin": RevealByMargin,
     "entropy": RevealByEntropy,
 }
-REVISION_RULES: dict[str, type] = {"reflective": ReflectiveRevision}
+REVISION_RULES: dict[str, type[RevisionRule]] = {"reflective": ReflectiveRevision}
 
 
 def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
     """
-    (B, N) bool: in each row the `count[b]` entries with the lowest rank; ties go to the lower index, +inf is never taken.
+    (B, N) bool: in each row the `count[b]` entries of lowest rank; ties go to the lower index, +inf is never taken.
 
     Example:
         >>> lowest_ranked(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), torch.tensor([2]))
         tensor([[False,  True,  True, False]])
     """
     order = ranks.sort(dim=-1, stable=True).indices
-    place = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(ranks.shape[-1], device=ranks.device).expand_as(order)
-    )
+    places = torch.arange(ranks.shape[-1], device=ranks.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(-1, order, places)
     return (place < count[:, None]) & (ranks < torch.inf)
 
 

@@ -12,6 +12,9 @@ CODE_FILES = (
     "history.py",
     "generation_config_rm.py",
     "generation_rules_rm.py",
+    "generation_output_rm.py",
+    "generation_canvas_rm.py",
+    "generation_rows_rm.py",
     "generation_rm.py",
     "modeling_rm.py",
 )

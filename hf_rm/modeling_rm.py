@@ -4,9 +4,9 @@ RMForMaskedDiffusion: any bidirectional token model, reading a History Reference
 
     input ids -> embedding -> + History Reference -> (+ position groups) -> backbone -> logits (and the new history)
 
-What is unusual here: the backbone is held whole as `self.model` and never sees input ids; history goes in as an explicit
-value and comes back as one, nothing is remembered between calls; and there is no parameter of our own unless the
-configuration asks for structural position groups.
+What is unusual here: the backbone is held whole as `self.model` and never sees input ids; history goes in as an
+explicit value and comes back as one, nothing is remembered between calls; and there is no parameter of our own unless
+the configuration asks for structural position groups.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -40,8 +40,7 @@ class RMOutput(ModelOutput):
     Attributes:
         loss (`Tensor`, scalar, *optional*): mean cross-entropy over the labels that are not -100.
         logits (`Tensor` of shape `(B, N, V)`): scores over the vocabulary, the mask token included.
-        history (`HistoryState`, *optional*): the memory after this state, to be passed to the next call. None where the
-            model reads no history.
+        history (`HistoryState`, *optional*): the memory after this state, for the next call; None without history.
     """
 
     loss: Tensor | None = None
@@ -76,7 +75,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         config.check()
         super().__init__(config)
         self.model = build_backbone(config) if backbone is None else backbone
-        self.position_group_embeddings = _position_group_embeddings(config)
+        groups, width = config.position_groups, embedding_width(config.text_config)
+        self.position_group_embeddings = None if groups is None else PositionGroupEmbeddings(groups, width)
         self.post_init()
 
     @classmethod
@@ -85,24 +85,17 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         backbone: str | PreTrainedModel,
         mask_token_id: int | None = None,
         *,
-        history: bool = True,
-        history_decay: float = 0.9,
-        history_rotation: bool = True,
-        history_base: float = 10000.0,
-        history_norm: str = "match",
-        history_scope: str = "all",
         backbone_kwargs: dict[str, Any] | None = None,
         **config_kwargs: Any,
     ) -> RMForMaskedDiffusion:
         """
-        Wrap a pretrained backbone. Until it has a history, the wrapper computes the backbone's own logits, bit for bit.
+        Wrap a pretrained backbone. Without a history the wrapper computes the backbone's own logits, bit for bit.
 
         Args:
             backbone (`str` or `PreTrainedModel`): a Hub name, a folder, or a loaded model with a language-model head.
-            mask_token_id (`int`, *optional*): id of the mask token; by default `mask_token_id` of the backbone's config.
-            history, history_decay, history_rotation, history_base, history_norm, history_scope: see [`RMConfig`].
+            mask_token_id (`int`, *optional*): id of the mask token; by default that of the backbone's config.
             backbone_kwargs (`dict`, *optional*): passed to the backbone's `from_pretrained` (dtype, device_map, ...).
-            config_kwargs: further arguments of [`RMConfig`].
+            config_kwargs: further arguments of [`RMConfig`]: `history`, `history_decay`, `position_groups` and so on.
 
         Raises:
             ValueError: when no mask id is to be found or a setting cannot work.
@@ -116,17 +109,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         """
         if isinstance(backbone, str):
             backbone = _load_backbone(backbone, backbone_kwargs or {})
-        mask_token_id = _find_mask_token(backbone.config) if mask_token_id is None else mask_token_id
+        if mask_token_id is None:
+            mask_token_id = getattr(backbone.config, "mask_token_id", None)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
             mask_token_id=mask_token_id,
-            history=history,
-            history_decay=history_decay,
-            history_rotation=history_rotation,
-            history_base=history_base,
-            history_norm=history_norm,
-            history_scope=history_scope,
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)
@@ -205,7 +193,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             ValueError: for shapes and dtypes that do not fit.
         """
         use_history = self.config.history if use_history is None else use_history
-        _check_forward(self.config, input_ids, labels, editable_mask, use_history)
+        _check_forward(self.config, input_ids, labels)
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         logits = self._run_backbone(inputs, attention_mask, position_ids)
@@ -226,6 +214,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         state = _advance(reference, history, embeddings, self.get_input_embeddings())
         inputs = reference.normalise(state.accumulator, embeddings)
         if self.config.history_scope == "editable":
+            if editable_mask is None:
+                raise ValueError(
+                    'history_scope="editable" needs `editable_mask`, a (batch, length) bool tensor of the positions '
+                    "that may change."
+                )
             inputs = torch.where(editable_mask[..., None], inputs, embeddings)
         return inputs, state
 
@@ -234,10 +227,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
             if torch.is_autocast_enabled(inputs.device.type):
-                # The residual stream of these small models in 16 bits: half the memory traffic of every elementwise step.
+                # The residual stream of these small models in 16 bits: half the memory traffic of elementwise steps.
                 inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
-        if config.attention_groups is not None:
-            attention_mask = _group_attention_mask(config, attention_mask, inputs)
+        if config.position_groups is not None and config.attention_groups is not None:
+            groups, heads = tuple(map(tuple, config.position_groups)), tuple(config.attention_groups)
+            attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if not config.backbone_positions:
@@ -270,8 +264,9 @@ def build_backbone(config: RMConfig) -> PreTrainedModel:
     Raises:
         ValueError: when transformers has no class of that name.
     """
-    backbone_class = getattr(transformers, config.backbone_class or "", None)
-    if not isinstance(backbone_class, type) or not issubclass(backbone_class, PreTrainedModel):
+    backbone_class: Any = getattr(transformers, config.backbone_class or "", None)
+    known = isinstance(backbone_class, type) and issubclass(backbone_class, PreTrainedModel)
+    if not known:
         raise ValueError(
             f"`backbone_class` is {config.backbone_class!r}, which transformers {transformers.__version__} does not "
             "have: pass the name of one of its model classes, for example 'LlamaForCausalLM'."
@@ -297,10 +292,11 @@ def _advance(
     return HistoryState.cat([_advance(reference, part, rows, embed) for part, rows in parts])
 
 
-def _group_attention_mask(config: RMConfig, attention_mask: Tensor | None, inputs: Tensor) -> Tensor:
+def _group_attention_mask(
+    groups: tuple[tuple[int, ...], ...], heads: tuple[int | None, ...], attention_mask: Tensor | None, inputs: Tensor
+) -> Tensor:
     """(1 or B, heads, N, N), 0 where a head may look and -inf elsewhere; padding is never looked at."""
-    groups = tuple(map(tuple, config.position_groups))
-    allowed = _allowed_by_groups(groups, tuple(config.attention_groups), inputs.device)
+    allowed = _allowed_by_groups(groups, heads, inputs.device)
     if attention_mask is not None and not attention_mask.all():
         allowed = allowed & attention_mask.bool()[:, None, None, :]
     return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
@@ -326,20 +322,12 @@ def _allowed_by_groups(
     return torch.stack([everywhere if g is None else same[g] for g in heads])[None].to(device)
 
 
-def _position_group_embeddings(config: RMConfig) -> PositionGroupEmbeddings | None:
-    if config.position_groups is None:
-        return None
-    return PositionGroupEmbeddings(config.position_groups, embedding_width(config.text_config))
-
-
 def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_forward(
-    config: RMConfig, input_ids: Tensor, labels: Tensor | None, editable_mask: Tensor | None, use_history: bool
-) -> None:
+def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None) -> None:
     if input_ids.dim() != 2:
         raise ValueError(
             f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids."
@@ -354,14 +342,6 @@ def _check_forward(
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "
             "same shape, -100 where a position has none."
         )
-    if config.history_scope == "editable" and editable_mask is None and use_history:
-        raise ValueError(
-            'history_scope="editable" needs `editable_mask`, a (batch, length) bool tensor of the positions that may change.'
-        )
-
-
-def _find_mask_token(config: PreTrainedConfig) -> int | None:
-    return getattr(config, "mask_token_id", None)
 
 
 def _unreadable_files(folder: Any) -> list[str]:

@@ -39,7 +39,7 @@ from hf_rm.corruption import FixedProposal
 from hf_rm.hub import save_for_hub
 from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling
 from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest
-from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, revise_boards
+from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, recall_by_history, revise_boards
 from hf_rm.tasks.sudoku.model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer
 from hf_rm.tasks.sudoku.report import Record, ablation_table, make_record, plot_rounds, results_table
 from hf_rm.visualize import Replay, write_html
@@ -81,6 +81,7 @@ class SudokuArguments:
 
 
 def main() -> None:
+    """Train and evaluate every run that the arguments name, or evaluate one model."""
     arguments, training = TrlParser((SudokuArguments, RMTrainingArguments)).parse_args_and_config()
     records: list[Record] = []
     if arguments.eval_only is None:
@@ -88,11 +89,11 @@ def main() -> None:
             for law in arguments.laws:
                 for seed in arguments.seeds:
                     records += train_and_evaluate(arguments, training, variant, law, seed)
-    models = arguments.also_evaluate if arguments.eval_only is None else [arguments.eval_only]
-    for name in models:
+    if not PartialState().is_main_process:
+        return
+    for name in arguments.also_evaluate if arguments.eval_only is None else [arguments.eval_only]:
         records += evaluate_model(arguments, AutoModel.from_pretrained(name), Path(training.output_dir), name=name)
-    if PartialState().is_main_process:
-        report(arguments, records, Path(training.output_dir))
+    report(arguments, records, Path(training.output_dir))
 
 
 def train_and_evaluate(
@@ -116,6 +117,8 @@ def train_and_evaluate(
     if not PartialState().is_main_process:
         return []
     labels = {"variant": variant, "law": law, "seed": seed, "train_cpu_minutes": cpu_minutes, "steps": args.max_steps}
+    probe = evaluation_set(arguments.eval_source, min(arguments.eval_boards, 1000), arguments.eval_seed)
+    labels["recall"] = recall_by_history(model, *probe)
     records = evaluate_model(arguments, model, folder, name=f"{variant}, {law}, seed {seed}", **labels)
     write_json(results, records)
     return records
@@ -123,8 +126,9 @@ def train_and_evaluate(
 
 def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArguments) -> None:
     """Note the run's settings in its folder, and refuse a folder that holds a run with others."""
-    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "muon_learning_rate", "horizon", "max_attempts")
-    names += ("min_corruption_rate", "max_corruption_rate", "pool_fraction", "pool_start_step", "pool_max_age")
+    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "muon_learning_rate", "horizon")
+    names += ("max_attempts", "min_corruption_rate", "max_corruption_rate")
+    names += ("pool_fraction", "pool_start_step", "pool_max_age")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
     path = folder / "settings.json"
@@ -133,15 +137,17 @@ def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArgum
         write_json(path, settings)
         return
     known = json.loads(path.read_text())
-    differing = [f"{name} is {known[name]} there and {value} here" for name, value in settings.items() if known[name] != value]
+    differing = [f"{name} is {known[name]} there and {v} here" for name, v in settings.items() if known[name] != v]
     if differing:
-        raise ValueError(f"{folder} holds another run: {'; '.join(differing)}. Pass another --output_dir or delete it.")
+        raise ValueError(
+            f"{folder} holds another run: {'; '.join(differing)}. Pass another --output_dir or delete it."
+        )
 
 
 def train(
     arguments: SudokuArguments, args: RMTrainingArguments, variant: str, folder: Path
 ) -> tuple[RMForMaskedDiffusion, float]:
-    """Train a model, continuing from the last checkpoint in `folder`; the model and the CPU minutes of this process."""
+    """Train a model, continuing from the last checkpoint in `folder`; the model and this process's CPU minutes."""
     set_seed(args.seed)
     size = {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
     model = build_sudoku_model(variant, **size)
@@ -180,7 +186,8 @@ def evaluate_model(arguments: SudokuArguments, model: Any, folder: Path, name: s
     records = []
     for decoding in arguments.decodings:
         run = revise_boards(model, initial, target, decoding, progress_bar=True)
-        records.append(make_record(run, ceiling, name=f"{name} ({decoding})", decoding=decoding, **labels))
+        source = {"source": arguments.eval_source, "eval_seed": arguments.eval_seed, "decoding": decoding}
+        records.append(make_record(run, ceiling, name=f"{name} ({decoding})", **source, **labels))
         if decoding == arguments.decodings[0]:
             page = write_replay(run, folder / "replay.html", arguments.replay_boards, name)
             records[-1]["replay_page"] = str(page)

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from hf_rm import ReflectiveGenerationConfig
-from hf_rm.generation_rm import KEEP, REMASK, REPLACE, REVEAL, ReflectiveOutput, reflective_rule
+from hf_rm.generation_output_rm import KEEP, REMASK, REPLACE, REVEAL
+from hf_rm.generation_rm import ReflectiveOutput, reflective_rule
 from hf_rm.history import accumulate
 
 REVEALS = ("all", "threshold", "confidence", "margin", "entropy")

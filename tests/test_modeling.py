@@ -156,6 +156,14 @@ def test_heads_look_inside_their_group_only() -> None:
     assert changed.tolist() == [row == 1 for row in rows]
 
 
+def test_heads_without_groups_look_everywhere() -> None:
+    ids = random_ids(2, 6)
+    free, plain = wrapped(attention_groups=[None, None]), wrapped()
+    free.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(free(ids).logits, plain(ids).logits)
+
+
 def test_without_backbone_positions_structure_is_all_there_is() -> None:
     """Cells that swap their contents swap their logits when the group embeddings say nothing."""
     model = wrapped(position_groups=[[0] * 6], backbone_positions=False, history=False)

@@ -37,7 +37,7 @@ def launch(script: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProc
 @pytest.mark.skipif("math" in sys.builtin_module_names, reason="this Python's math is built in: nothing can shadow it")
 def test_a_recipe_named_math_does_not_shadow_the_standard_library(tmp_path):
     shutil.copy(RECIPE, tmp_path / "sudoku.py")
-    (tmp_path / "math.py").write_text("raise ImportError('the recipe was imported in place of the standard library')\n")
+    (tmp_path / "math.py").write_text("raise ImportError('the recipe was imported in place of the library')\n")
     guarded = launch(tmp_path / "sudoku.py", "--help", cwd=tmp_path)
     assert guarded.returncode == 0, guarded.stderr[-2000:]
     assert "--eval_only" in guarded.stdout

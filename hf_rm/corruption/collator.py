@@ -24,19 +24,21 @@ class RMDataCollator:
     """
     Draws a pseudo-trajectory for every row and cuts it at a random step (Appendix C, steps 1 to 4).
 
-    Each feature is a dict with `input_ids` (the clean sequence), `idx` (a key of the row: its draws depend on it, on the
-    seed and on the epoch, and on nothing else) and optionally `editable_mask`; without it every position is editable.
+    Each feature is a dict with `input_ids` (the clean sequence), `idx` (a key of the row: its draws depend on it, on
+    the seed and on the epoch, and on nothing else) and optionally `editable_mask`; without it every position is
+    editable.
 
     Args:
         mask_token_id (`int`): the mask.
         proposal ([`Proposal`]): where wrong tokens come from.
         law ([`TrajectoryLaw`]): how corrupted positions come to their right token.
-        corruption_rate (`tuple[float, float]`, defaults to (0.05, 0.5)): a row's share of corrupted editable positions is
-            uniform between these, as a whole number of positions and at least one.
+        corruption_rate (`tuple[float, float]`, defaults to (0.05, 0.5)): a row's share of corrupted editable positions
+            is uniform between these, as a whole number of positions and at least one.
         full_corruption (`float`, defaults to 0): probability that a row is corrupted everywhere instead.
         edit_weight (`float`, defaults to 1): loss weight of corrupted positions; the others weigh 1.
-        start (`str`, defaults to `"draft"`): what `start_ids` hold, for the on-policy pool: `"draft"` a wrong token at every
-            corrupted position, `"law"` the trajectory's own first state, `"canvas"` a mask at every corrupted position.
+        start (`str`, defaults to `"draft"`): what `start_ids` hold, for the on-policy pool: `"draft"` a wrong token at
+            every corrupted position, `"law"` the trajectory's own first state, `"canvas"` a mask at every corrupted
+            position.
         pad_token_id (`int`, defaults to 0): fills shorter rows on the right.
         seed (`int`, defaults to 0): of the whole run.
 
@@ -125,10 +127,11 @@ class RMDataCollator:
 
 
 def row_id(feature: dict[str, Any]) -> int | str:
+    """The key of a row, `idx`; a ValueError for a feature without one."""
     if "input_ids" not in feature or "idx" not in feature:
         raise ValueError(
-            f"a feature has the keys {sorted(feature)}: pass `input_ids` and `idx` (and remove_unused_columns=False, so that "
-            "the Trainer leaves them in)."
+            f"a feature has the keys {sorted(feature)}: pass `input_ids` and `idx` (and remove_unused_columns=False, "
+            "so that the Trainer leaves them in)."
         )
     return feature["idx"]
 
@@ -151,7 +154,8 @@ def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.
         mask = feature.get("editable_mask", [True] * length)
         if len(mask) != length:
             raise ValueError(
-                f"row {feature['idx']!r} has {length} ids and an `editable_mask` of {len(mask)}: pass one entry a token."
+                f"row {feature['idx']!r} has {length} ids and an `editable_mask` of {len(mask)}: pass one entry a "
+                "token."
             )
         editable[row, :length] = mask
         if not editable[row].any():

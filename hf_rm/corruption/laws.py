@@ -8,8 +8,8 @@ With W a wrong token, M the mask and x the right one:
     paper       wrong: W M x         mask: M x                                       (Appendix C)
     attempts    draft: W M W M ... x    canvas: M W M ... x    false alarm: x M x
 
-Under the paper's law a mask in a position's history proves that what is visible now is right, and History Reference makes
-that readable: a model trained on it alone stops revising its own output. The second law breaks the inference.
+Under the paper's law a mask in a position's history proves that what is visible now is right, and History Reference
+makes that readable: a model trained on it alone stops revising its own output. The second law breaks the inference.
 
 Shapes: B rows, N positions, S runs at most.
 """
@@ -135,8 +135,8 @@ class AttemptsLaw(TrajectoryLaw):
     A corrupted position starts as a draft, a canvas or a false alarm and errs several times before it is right.
 
     draft `W M (W M)* x`, canvas `M (W M)* x`, false alarm `x M (W M)* x`: the number of wrong attempts is uniform in
-    0 .. `max_attempts` (1 .. `max_attempts` for a draft, whose first token counts), the steps of change are a uniformly
-    drawn set of distinct steps in 1 .. T.
+    0 .. `max_attempts` (1 .. `max_attempts` for a draft, whose first token counts), the steps of change are a
+    uniformly drawn set of distinct steps in 1 .. T.
 
     Args:
         horizon (`int`, defaults to 16): T.
@@ -167,8 +167,8 @@ class AttemptsLaw(TrajectoryLaw):
         self.runs = 2 * max_attempts + (3 if false_alarm else 2 if canvas else 1)
         if horizon < self.runs:
             raise ValueError(
-                f"`horizon` is {horizon}, too short for {max_attempts} attempts: they take up to {self.runs} runs. Pass a "
-                f"horizon of at least {self.runs} or fewer attempts."
+                f"`horizon` is {horizon}, too short for {max_attempts} attempts: they take up to {self.runs} runs. "
+                f"Pass a horizon of at least {self.runs} or fewer attempts."
             )
         self.max_attempts = max_attempts
 

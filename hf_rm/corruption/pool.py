@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
 """
-The on-policy pool: rows that live through the model's own revision, one step a training step, at no extra forward pass.
+The on-policy pool: rows that live through the model's own revision, a step each training step, at no extra forward.
 
-A pool row is trained like any other, with oracle labels for its current state. The logits of that same forward then move
-it one step by Eq. 1, so that its next state and its history hold the model's own mistakes.
+A pool row is trained like any other, with oracle labels for its current state. The logits of that same forward then
+move it one step by Eq. 1, so that its next state and its history hold the model's own mistakes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..history import HistoryState
 
 @dataclass
 class PoolRows:
-    """Rows of the pool: states, targets, editable positions and loss weights (P, N), ages (P,), and what they have seen."""
+    """Rows of the pool: states, targets, editable positions, loss weights (P, N), ages (P,), and what they saw."""
 
     ids: Tensor
     target: Tensor
@@ -30,9 +31,12 @@ class PoolRows:
 
     def select(self, rows: Tensor) -> PoolRows:
         """The rows where the mask `rows` (P,) is true."""
-        return PoolRows(
-            *(value[rows] if isinstance(value, Tensor) else value.select(rows) for value in vars(self).values())
-        )
+        chosen: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
+        return PoolRows(**chosen, history=self.history.select(rows))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name, without the history."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 class OnPolicyPool:
@@ -73,9 +77,20 @@ class OnPolicyPool:
         self.rows = fresh if kept is None else _concatenate(kept, fresh)
         return self.rows
 
+    def active_rows(self) -> PoolRows:
+        """
+        All rows.
+
+        Raises:
+            ValueError: before the first [`refill`].
+        """
+        if self.rows is None:
+            raise ValueError("the pool has no rows yet: call `refill` first.")
+        return self.rows
+
     def advance(self, following: Tensor, history: HistoryState | None) -> None:
-        """Move every row to its next state (P, N), with the history (or none) after the forward pass that led to it."""
-        rows = self.rows
+        """Move every row to its next state (P, N), with the history (or none) after the forward that led to it."""
+        rows = self.active_rows()
         solved = ((following == rows.target) & (rows.ids == rows.target) | ~rows.editable).all(-1)
         age = torch.where(solved, self.max_age, rows.age + 1)
         memory = rows.history if history is None else history.detach()
@@ -85,24 +100,20 @@ class OnPolicyPool:
         """Everything a resumed run needs, as plain tensors."""
         if self.rows is None:
             return {}
-        tensors = {name: value for name, value in vars(self.rows).items() if isinstance(value, Tensor)}
-        history = self.rows.history
-        tensors.update(accumulator=history.accumulator, steps=history.steps)
+        tensors = {**self.rows.tensors(), **vars(self.rows.history)}
         return {name: value.contiguous() for name, value in tensors.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Undo [`state_dict`]."""
-        tensors = dict(tensors)
-        if not tensors:
+        rows: dict[str, Any] = dict(tensors)
+        if not rows:
             self.rows = None
             return
-        history = HistoryState(tensors.pop("accumulator"), tensors.pop("steps"))
-        self.rows = PoolRows(**tensors, history=history)
+        history = HistoryState(rows.pop("accumulator"), rows.pop("steps"))
+        self.rows = PoolRows(**rows, history=history)
 
 
 def _concatenate(first: PoolRows, second: PoolRows) -> PoolRows:
-    joined = {}
-    for name, value in vars(first).items():
-        other = getattr(second, name)
-        joined[name] = torch.cat((value, other)) if isinstance(value, Tensor) else HistoryState.cat((value, other))
-    return PoolRows(**joined)
+    second_tensors = second.tensors()
+    joined: dict[str, Any] = {n: torch.cat((v, second_tensors[n])) for n, v in first.tensors().items()}
+    return PoolRows(**joined, history=HistoryState.cat((first.history, second.history)))

@@ -22,8 +22,8 @@ class Proposal(ABC):
         Wrong tokens for a batch.
 
         Args:
-            uniforms (`(B, N, A)` float64 in [0, 1)): one number for each of A attempts at each position. All randomness
-                comes from here, so that a row's draws are the same whatever batch it is in.
+            uniforms (`(B, N, A)` float64 in [0, 1)): one number for each of A attempts at each position. All
+                randomness comes from here, so that a row's draws are the same whatever batch it is in.
             targets (`(B, N)` int64): the right tokens.
             row_ids (sequence of B): keys of the rows, for proposals that look their law up.
 
@@ -37,7 +37,7 @@ class FixedProposal(Proposal):
     One law for every position: given weights over the vocabulary, the right token left out.
 
     Args:
-        weights (sequence of V numbers): non-negative; the mask and reserved ids get 0. Two ids at least must be positive.
+        weights (sequence of V numbers): non-negative; the mask and reserved ids get 0. At least two must be positive.
 
     Raises:
         ValueError: for weights from which no wrong token can be drawn.
@@ -85,7 +85,7 @@ class UniformProposal(Proposal):
         self.allowed = np.setdiff1d(np.arange(vocab_size), np.asarray(sorted(excluded), dtype=np.int64))
         if len(self.allowed) < 2:
             raise ValueError(
-                f"`excluded` leaves {len(self.allowed)} of {vocab_size} ids: at least two are needed to draw a wrong one."
+                f"`excluded` leaves {len(self.allowed)} of {vocab_size} ids: two at least are needed for a wrong one."
             )
 
     def draw(self, uniforms: np.ndarray, targets: np.ndarray, row_ids: Sequence[int | str]) -> np.ndarray:

@@ -2,10 +2,10 @@
 """
 Keyed random numbers: a row's draws depend on (seed, epoch, row id) and on nothing else.
 
-A collator that drew from a global generator would give other rows with another number of workers or processes, and other
-batches after a resume, since data loaders fetch ahead. Here every row has a key of its own, and number n of its draw c
-is a hash of (key, c, n): all rows of a batch are drawn at once, without a generator object a row, and how far a batch
-is padded shifts nothing.
+A collator that drew from a global generator would give other rows with another number of workers or processes, and
+other batches after a resume, since data loaders fetch ahead. Here every row has a key of its own, and number n of its
+draw c is a hash of (key, c, n): all rows of a batch are drawn at once, without a generator object a row, and how far a
+batch is padded shifts nothing.
 """
 
 from __future__ import annotations

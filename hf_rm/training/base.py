@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""What the trainers share: data, optimizer, normalisation, staged checkpoints without pickles, the collator's epoch."""
+"""What the trainers share: data, optimizer, normalisation, staged checkpoints without pickles, the loader's epoch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class MaskedTrainer(Trainer):
     checkpoints to a staging folder that is renamed when it is whole, and leaves the pickled arguments out of them.
     """
 
-    _tag_names = ("hf_rm",)
+    _tag_names: tuple[str, ...] = ("hf_rm",)
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -69,8 +70,8 @@ class MaskedTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # The loss is divided by the labels of the whole accumulated batch, over all processes: Trainer has to count them,
-        # and must not divide by the accumulation steps again.
+        # The loss is divided by the labels of the whole accumulated batch, over all processes: Trainer has to count
+        # them, and must not divide by the accumulation steps again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self.add_callback(_EpochCallback(data_collator))
@@ -115,7 +116,7 @@ class MaskedTrainer(Trainer):
         return str(Path(final) / STAGING) if self._staging else final
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint beside its place, and rename it when every process is done: a kill leaves no half one."""
+        """Write the checkpoint beside its place, and rename it when all processes are done: a kill leaves no half."""
         run_folder = Path(self._get_output_dir(trial))
         staged = run_folder / STAGING / f"checkpoint-{self.state.global_step}"
         final = run_folder / staged.name
@@ -168,7 +169,7 @@ class MaskedTrainer(Trainer):
 
 
 def load_model(model: str | PreTrainedModel) -> PreTrainedModel:
-    """A model, or the one a name or folder stands for: a saved wrapper as it is, anything else as a backbone to wrap."""
+    """A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap."""
     if not isinstance(model, str):
         return model
     if isinstance(AutoConfig.from_pretrained(model), RMConfig):

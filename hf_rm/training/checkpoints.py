@@ -14,7 +14,7 @@ def publish_folder(staged: Path, final: Path) -> None:
     """
     Move a finished folder to its place in one step. A folder of that name from an earlier run is replaced.
 
-    `os.replace` cannot put a folder on top of a full one, so the old one is first moved aside, into the staging folder.
+    `os.replace` cannot put a folder on top of a full one, so the old one is first moved aside, to the staging folder.
     """
     for path in staged.rglob("*"):
         if path.is_file():

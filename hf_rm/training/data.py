@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 
 class RowDataset(Dataset):
     """
-    A map-style view of a dataset: every row becomes `input_ids`, `idx` and, where only a part may change, `editable_mask`.
+    A map-style view of a dataset: rows become `input_ids`, `idx` and, where only a part may change, `editable_mask`.
 
-    Rows may hold `prompt` and `completion` (texts or lists of messages), `messages` (the last one is the completion), or
-    `input_ids` with an optional `editable_mask`. `idx` defaults to the row's number.
+    Rows may hold `prompt` and `completion` (texts or lists of messages), `messages` (the last one is the completion),
+    or `input_ids` with an optional `editable_mask`. `idx` defaults to the row's number.
 
     Args:
         rows (sequence of dicts, a `datasets.Dataset` among them): the data.
@@ -22,8 +22,8 @@ class RowDataset(Dataset):
         max_length (`int`, *optional*): longest sample.
 
     Raises:
-        ValueError: for a dataset without length, an empty one, unknown columns, texts without a tokenizer, or (when the
-            row is read) a sample longer than `max_length`.
+        ValueError: for a dataset without length, an empty one, unknown columns, texts without a tokenizer, or (when
+            the row is read) a sample longer than `max_length`.
     """
 
     def __init__(self, rows: Any, tokenizer: Any = None, max_length: int | None = None) -> None:
@@ -50,8 +50,8 @@ class RowDataset(Dataset):
             sample.update(self._tokenize(*_prompt_and_completion(row)))
         if self.max_length is not None and len(sample["input_ids"]) > self.max_length:
             raise ValueError(
-                f"row {sample['idx']!r} has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}: "
-                "drop it or raise max_length."
+                f"row {sample['idx']!r} has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}"
+                ": drop it or raise max_length."
             )
         return sample
 
@@ -60,7 +60,8 @@ class RowDataset(Dataset):
             return
         if not ("messages" in row or {"prompt", "completion"} <= set(row)):
             raise ValueError(
-                f"`train_dataset` has the columns {sorted(row)}: pass `prompt` and `completion`, `messages`, or `input_ids`."
+                f"`train_dataset` has the columns {sorted(row)}: pass `prompt` and `completion`, `messages`, or "
+                "`input_ids`."
             )
         if self.tokenizer is None:
             raise ValueError("`train_dataset` holds texts: pass the tokenizer as `processing_class`.")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ def clipped_cross_entropy(logits: Tensor, labels: Tensor, clip: str = "reported"
     """
     Cross-entropy of every position, (K, V) and (K,) to (K,) in float32; 0 where the label is -100.
 
-    A pretrained head gives the mask less than 1e-8 at most visible positions. The paper's clamp has no gradient exactly
-    there, so that the mask loss would never start. With `clip="reported"` the value is clamped and the gradient is that of
-    the unclamped loss; `"hard"` is the paper's letter; `"none"` clamps nothing.
+    A pretrained head gives the mask less than 1e-8 at most visible positions. The paper's clamp has no gradient just
+    there, so that the mask loss would never start. With `clip="reported"` the value is clamped and the gradient is
+    that of the unclamped loss; `"hard"` is the paper's letter; `"none"` clamps nothing.
 
     Raises:
         ValueError: for an unknown `clip`.
@@ -70,7 +71,7 @@ class LossParts:
         sums = rows.new_zeros(3, 4).index_add_(1, torch.where(parts < 0, 3, parts), rows)[:, :3]
         self.sums = sums if self.sums is None else self.sums + sums
 
-    def pop(self, reduce=lambda sums: sums) -> dict[str, float]:
+    def pop(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """
         Means since the last call, and start again. `reduce` sums the (3, 3) tensor over processes.
 

@@ -49,7 +49,7 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # the closure's loss, or None
         loss = closure() if closure is not None else None
         for part in self.parts:
             part.step()

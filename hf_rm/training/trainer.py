@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..configuration_rm import embedding_width
 from ..corruption import OnPolicyPool, Proposal, RMDataCollator, UniformProposal, build_law, oracle_labels
 from ..generation_rules_rm import eq1_next_state
-from ..history import History, HistorySegments
+from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
 from .losses import LossParts, clipped_cross_entropy
@@ -23,7 +23,7 @@ class RMTrainer(MaskedTrainer):
     Post-trains a mask diffusion model to reveal, keep and re-mask (Reflective Masking, Appendix C).
 
     Args:
-        model (`str` or `PreTrainedModel`): the wrapper, or a name or folder: of a saved wrapper, or of a backbone to wrap.
+        model (`str` or `PreTrainedModel`): the wrapper; or a name or folder of one, or of a backbone to wrap.
         args (`RMTrainingArguments`): law, horizon, corruption, pool and everything `TrainingArguments` has.
         train_dataset, eval_dataset: see [`RowDataset`].
         processing_class: the tokenizer, for datasets of texts.
@@ -76,8 +76,8 @@ class RMTrainer(MaskedTrainer):
         pool_rows = round(args.pool_fraction * args.per_device_train_batch_size)
         if args.pool_fraction and not 0 < pool_rows < args.per_device_train_batch_size:
             raise ValueError(
-                f"`pool_fraction` is {args.pool_fraction} of a batch of {args.per_device_train_batch_size}: it leaves no row "
-                "on one of the two sides. Pass a larger batch or another fraction."
+                f"`pool_fraction` is {args.pool_fraction} of a batch of {args.per_device_train_batch_size}: it leaves "
+                "no row on one of the two sides. Pass a larger batch or another fraction."
             )
         width = embedding_width(model.config.text_config)
         self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
@@ -91,8 +91,9 @@ class RMTrainer(MaskedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted, clipped cross-entropy of a batch, part of which comes from the pool once that has begun."""
-        use_pool = self.pool is not None and model.training and self.state.global_step >= self.args.pool_start_step
-        batch, history = self._with_pool(inputs) if use_pool else (inputs, _segments(inputs))
+        pool = self._pool_for(inputs) if model.training else None
+        history: History | list[History]
+        batch, history = (inputs, _segments(inputs)) if pool is None else self._with_pool(pool, inputs)
         outputs = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -102,25 +103,28 @@ class RMTrainer(MaskedTrainer):
         labels, logits = batch["labels"], outputs.logits
         per_position = clipped_cross_entropy(logits.flatten(0, 1), labels.flatten(), self.args.loss_clip)
         weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
-        if num_items_in_batch is not None and use_pool:
+        if num_items_in_batch is not None and pool is not None:
             # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
             num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])
         loss = self._normalise((per_position * weights).sum(), labels, num_items_in_batch)
         if model.training:
             self.loss_parts.add(batch["input_ids"], labels, logits, per_position, self.mask_token_id)
-        if use_pool:
-            self._advance_pool(logits, outputs.history)
+        if pool is not None:
+            self._advance_pool(pool, logits, outputs.history)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
-    def _with_pool(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[History]]:
+    def _pool_for(self, inputs: dict[str, Tensor]) -> OnPolicyPool | None:
+        """The pool, once it has begun, for a batch with more rows than it has: a last, short one is left as it is."""
+        begun = self.state.global_step >= self.args.pool_start_step
+        return self.pool if begun and self.pool is not None and len(inputs["input_ids"]) > self.pool.size else None
+
+    def _with_pool(self, pool: OnPolicyPool, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[History]]:
         """The batch with its last rows replaced by the pool's; what they would have been refills the pool."""
-        synthetic = len(inputs["input_ids"]) - self.pool.size
-        if synthetic < 0:  # a last, short batch
-            return inputs, [_segments(inputs)]
+        synthetic = len(inputs["input_ids"]) - pool.size
         first = {name: value[:synthetic] for name, value in inputs.items()}
         last = {name: value[synthetic:] for name, value in inputs.items()}
         weights = last.get("loss_weights", torch.ones_like(last["start_ids"], dtype=torch.float32))
-        rows = self.pool.refill(
+        rows = pool.refill(
             last["start_ids"], last["target_ids"], last["editable_mask"], last["attention_mask"], weights
         )
         pooled = {
@@ -136,12 +140,11 @@ class RMTrainer(MaskedTrainer):
         return batch, [_segments(first), rows.history]
 
     @torch.no_grad()
-    def _advance_pool(self, logits: Tensor, history: Any) -> None:
-        rows = self.pool.rows
-        count = self.pool.size
+    def _advance_pool(self, pool: OnPolicyPool, logits: Tensor, history: HistoryState | None) -> None:
+        rows, count = pool.active_rows(), pool.size
         forbidden = self.model.config.suppressed_token_ids or ()
         following = eq1_next_state(rows.ids, logits[-count:].detach(), self.mask_token_id, rows.editable, forbidden)
-        self.pool.advance(following, None if history is None else history.select(slice(-count, None)))
+        pool.advance(following, None if history is None else history.select(slice(-count, None)))
 
     def extra_state(self) -> dict[str, Tensor]:
         return {} if self.pool is None else self.pool.state_dict()

@@ -86,6 +86,15 @@ def test_training_reduces_every_loss(tmp_path, rows):
         assert last[f"loss_{part}"] < 0.6 * first[f"loss_{part}"], part
 
 
+@pytest.mark.parametrize("left", [2, 4])  # fewer rows than the pool, and just as many
+def test_a_short_last_batch_leaves_the_pool_alone(tmp_path, model, rows, left):
+    settings = {"max_steps": 4, "pool_fraction": 0.5}
+    trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows[: 8 + left])
+    trainer.train()
+    assert trainer.pool.active_rows().age.max() >= 1
+    assert len(logs_of(trainer)) == 4
+
+
 def test_pool_rows_live_through_the_models_own_revision(tmp_path, model, rows):
     trainer = RMTrainer(model, arguments(tmp_path, max_steps=6, pool_fraction=0.5), train_dataset=rows)
     seen = []

@@ -168,7 +168,7 @@ def _smallest_distance(corrupted: BoardArray) -> int:
 def _collector_class() -> Any:
     """Define the solution callback; its base class only exists once the solver library is imported."""
 
-    class Collector(_cp_model().CpSolverSolutionCallback):  # type: ignore[misc]
+    class Collector(_cp_model().CpSolverSolutionCallback):  # type: ignore[misc]  # a base class made by a call
         """Collects up to `limit` boards and stops the search at one more."""
 
         def __init__(self, limit: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,9 @@ from transformers.utils import logging
 
 from ...evaluation.statistics import Interval, paired_difference_interval, wilson_interval
 from ...generation_rm import ReflectiveTrajectory
-from .boards import BoardArray
+from ...generation_rules_rm import remask_advantage
+from ...history import HistorySegments
+from .boards import MASK_ID, BoardArray
 from .ceiling import CeilingTable
 from .metrics import remask_recall_by_history, sudoku_metrics
 
@@ -56,18 +59,18 @@ class SudokuRun:
         """The metrics of Table 2 with their 95 % intervals; see [`sudoku_metrics`]."""
         return sudoku_metrics(self.initial, self.final, self.target, states=self.states)
 
-    def recall(self) -> dict[str, dict[str, float]]:
-        """Re-mask recall of wrong tokens by how often their cell was revealed before; see [`remask_recall_by_history`]."""
+    def own_recall(self) -> dict[str, dict[str, float]]:
+        """Re-mask recall of wrong tokens along the model's own trajectories; see [`remask_recall_by_history`]."""
         return remask_recall_by_history(self.states, self.actions, self.target, num_steps=self.num_steps)
 
     def accuracy_after(self, rounds: int) -> Interval:
-        """Exact accuracy if decoding stopped after so many steps: the test-time scaling curve. Masks count as wrong."""
+        """Exact accuracy if decoding stopped after so many steps: the test-time scaling curve. Masks are wrong."""
         state = self.states[min(rounds, len(self.states) - 1)]
         exact = (state == self.target).all(axis=1)
         return wilson_interval(int(exact.sum()), len(exact))
 
     def against_ceiling(self, ceiling: CeilingTable) -> dict[str, Interval]:
-        """The paired gap of the ceiling to the exact accuracy, and the accuracy where the original is the only answer."""
+        """The paired gap of ceiling to exact accuracy, and the accuracy where the original is the only answer."""
         count = len(self.final)
         unique = ceiling.unique[:count]
         return {
@@ -113,6 +116,72 @@ def revise_boards(
     states, actions = _join([output.trajectory for output in outputs])
     num_steps = torch.cat([output.num_steps for output in outputs]).cpu().numpy()
     return SudokuRun(initial, states[-1], target, states, actions, num_steps, seconds)
+
+
+@torch.no_grad()
+def recall_by_history(
+    model: Any, initial: BoardArray, target: BoardArray, seed: int = 0, batch_size: int = 250
+) -> dict[str, dict[str, float]]:
+    """
+    How often one step re-masks a wrong cell, by the history that it is given: same boards, same errors, other pasts.
+
+    `since_start` w w w w, `revealed_once` M w, `second_attempt` w' M w; every other cell kept its digit. A model
+    without history cannot tell the three apart, so its recall is the same in each: that is what the others are
+    held against.
+
+    Args:
+        model ([`RMForMaskedDiffusion`]): the model.
+        initial, target (`(B, 81)` uint8): corrupted boards and the originals.
+        seed (`int`): of the first attempts w'.
+
+    Returns:
+        For each class `recall` of wrong cells with its 95 % Wilson interval `low` and `high`, their `count`, and
+        `false_alarms`, the share of right cells re-masked in the same step.
+    """
+    rng = np.random.default_rng(seed)
+    first = (target + rng.integers(1, 9, target.shape, dtype=np.uint8) - 1) % 9 + 1  # a wrong digit, any of the eight
+    tallies = {name: np.zeros(4, dtype=np.int64) for name in _PASTS}
+    model.eval()
+    for start in range(0, len(initial), batch_size):
+        rows = slice(start, start + batch_size)
+        state, right, attempt = (
+            torch.from_numpy(board[rows].astype(np.int64)).to(model.device) for board in (initial, target, first)
+        )
+        wrong = state != right
+        for name, past in _PASTS.items():
+            segments = _past_of_wrong_cells(state, attempt, wrong, past)
+            remasked = remask_advantage(state, model(state, history=segments).logits, MASK_ID) > 0
+            counts = (remasked & wrong).sum(), wrong.sum(), (remasked & ~wrong).sum(), (~wrong).sum()
+            tallies[name] += np.array([int(count) for count in counts])
+    return {name: _tally(*counts.tolist()) for name, counts in tallies.items()}
+
+
+_PASTS = {
+    "since_start": (3, "state", "state", 1),
+    "revealed_once": (1, "mask", "mask", 1),
+    "second_attempt": (2, "attempt", "mask", 2),
+}
+"""Steps before the current one, the two runs of a wrong cell in them, and the lag at which the second begins."""
+
+
+def _past_of_wrong_cells(
+    state: torch.Tensor, attempt: torch.Tensor, wrong: torch.Tensor, past: tuple[int, str, str, int]
+) -> HistorySegments:
+    steps, older, newer, change = past
+    tokens = {"state": state, "attempt": attempt, "mask": torch.full_like(state, MASK_ID)}
+    ids = torch.stack([torch.where(wrong, tokens[run], state) for run in (older, newer)], dim=-1)
+    bounds = torch.where(wrong, change, 1)
+    return HistorySegments(
+        ids, torch.stack((torch.full_like(state, steps + 1), bounds, torch.ones_like(state)), dim=-1)
+    )
+
+
+def _tally(hits: int, wrong: int, alarms: int, right: int) -> dict[str, float]:
+    recall = wilson_interval(hits, wrong)
+    alarm_rate = alarms / right if right else math.nan
+    return {
+        "recall": recall.value, "low": recall.low, "high": recall.high, "count": wrong, "false_alarms": alarm_rate
+    }  # fmt: skip
 
 
 def _join(

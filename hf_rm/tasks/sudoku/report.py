@@ -39,13 +39,14 @@ _PLAIN = {"conflict_cells"}
 def make_record(run: SudokuRun, ceiling: CeilingTable | None = None, **labels: Any) -> Record:
     """
     Everything that is reported of a run, as one JSON-ready dict: `labels`, the metrics with their intervals under
-    `<name>_low` and `<name>_high`, recall by history class, accuracy after so many rounds, and (with a ceiling of the same
-    boards) the ceiling, the paired gap and the accuracy on uniquely decodable boards.
+    `<name>_low` and `<name>_high`, recall by history class along its own trajectories, accuracy after so many
+    rounds, and (with a ceiling of the same boards) the ceiling, the paired gap and the accuracy on uniquely
+    decodable boards.
     """
     record: Record = {**labels, **run.metrics()}
     record["mean_steps"] = float(run.num_steps.mean())
     record["boards_per_second"] = len(run.final) / run.seconds
-    record["recall"] = run.recall()
+    record["own_recall"] = run.own_recall()
     record["rounds"] = {str(r): list(run.accuracy_after(r))[:3] for r in ROUNDS}
     if ceiling is not None:
         count = len(run.final)
@@ -71,8 +72,16 @@ def results_table(records: Sequence[Record], title: str, paper_variants: Sequenc
     return table
 
 
+def markdown_table(records: Sequence[Record]) -> str:
+    """The rows of [`results_table`] as Markdown, for cards and READMEs."""
+    lines = ["| model | " + " | ".join(_COLUMNS.values()) + " |", "| --- |" + " ---: |" * len(_COLUMNS)]
+    for record in records:
+        lines.append(f"| {record['name']} | " + " | ".join(_cell(record, key) for key in _COLUMNS) + " |")
+    return "\n".join(lines)
+
+
 def ablation_table(records: Sequence[Record], group: Sequence[str] = ("law", "variant")) -> Table:
-    """Mean and standard deviation over seeds for every combination of the labels `group`, with recall by history class."""
+    """Mean and standard deviation over seeds for each combination of the labels `group`, recall by history too."""
     table = Table(title="Sudoku ablation: mean ± standard deviation over seeds")
     classes = ("since_start", "revealed_once", "second_attempt")
     for heading in (*group, "seeds", "exact %", "valid %", "replay %", "conflict cells"):
@@ -84,7 +93,9 @@ def ablation_table(records: Sequence[Record], group: Sequence[str] = ("law", "va
         cells.setdefault(tuple(str(record[label]) for label in group), []).append(record)
     for labels, runs in cells.items():
         spread = [_spread([run[key] for run in runs], 1 if key in _PLAIN else 100) for key in _ABLATED]
-        recalls = [_spread([run["recall"][name]["recall"] for run in runs], 100) for name in classes]
+        recalls = [
+            _spread([run["recall"][name]["recall"] for run in runs if "recall" in run], 100) for name in classes
+        ]
         table.add_row(*labels, str(len(runs)), *spread, *recalls)
     return table
 
