@@ -357,7 +357,8 @@ def _unreadable_files(folder: Any) -> list[str]:
 
 
 def _load_backbone(name: str, kwargs: dict[str, Any]) -> PreTrainedModel:
-    config = transformers.AutoConfig.from_pretrained(name, **{k: v for k, v in kwargs.items() if k == "revision"})
+    where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
+    config = transformers.AutoConfig.from_pretrained(name, **where)
     if type(config) in AutoModelForMaskedLM._model_mapping:
         return AutoModelForMaskedLM.from_pretrained(name, **kwargs)
     return AutoModelForCausalLM.from_pretrained(name, **kwargs)

@@ -23,7 +23,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from accelerate import PartialState
@@ -68,7 +68,9 @@ class SudokuArguments:
     also_evaluate: list[str] = field(
         default_factory=list, metadata={"help": "Further models (folders or Hub names) for the table."}
     )
-    eval_source: str = field(default="generated", metadata={"help": "'generated' or 'real' boards."})
+    eval_source: Literal["generated", "real"] = field(
+        default="generated", metadata={"help": "Boards of the generator's test split, or published ones."}
+    )
     eval_boards: int = field(default=1000, metadata={"help": "Boards of the evaluation set."})
     eval_seed: int = field(default=20261122, metadata={"help": "Seed of the evaluation set; training never sees it."})
     decodings: list[str] = field(
@@ -124,12 +126,24 @@ def train_and_evaluate(
     return records
 
 
+_TRAINING_SETTINGS = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "learning_rate",
+    "muon_learning_rate",
+    "horizon",
+    "max_attempts",
+    "min_corruption_rate",
+    "max_corruption_rate",
+    "pool_fraction",
+    "pool_start_step",
+    "pool_max_age",
+)
+
+
 def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArguments) -> None:
     """Note the run's settings in its folder, and refuse a folder that holds a run with others."""
-    names = ("max_steps", "per_device_train_batch_size", "learning_rate", "muon_learning_rate", "horizon")
-    names += ("max_attempts", "min_corruption_rate", "max_corruption_rate")
-    names += ("pool_fraction", "pool_start_step", "pool_max_age")
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
     settings |= {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
     path = folder / "settings.json"
     if not path.exists():

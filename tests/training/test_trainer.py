@@ -95,6 +95,19 @@ def test_a_short_last_batch_leaves_the_pool_alone(tmp_path, model, rows, left):
     assert len(logs_of(trainer)) == 4
 
 
+def test_evaluation_reports_the_mean_loss_and_leaves_the_pool_alone(tmp_path, model, rows):
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "pool_fraction": 0.5}
+    trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows, eval_dataset=rows[:16])
+    trainer.train()
+    ages = trainer.pool.active_rows().age.clone()
+    batch = trainer.data_collator([{**row} for row in rows[:16]])
+    history = HistorySegments(batch["history_ids"], batch["history_lags"])
+    with torch.no_grad():
+        expected = model(batch["input_ids"], history=history, labels=batch["labels"]).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(trainer.pool.active_rows().age, ages)
+
+
 def test_pool_rows_live_through_the_models_own_revision(tmp_path, model, rows):
     trainer = RMTrainer(model, arguments(tmp_path, max_steps=6, pool_fraction=0.5), train_dataset=rows)
     seen = []
