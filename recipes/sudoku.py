@@ -29,7 +29,7 @@ import numpy as np
 from accelerate import PartialState
 from rich.console import Console
 from transformers import AutoModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 from transformers.utils import logging
 from trl import TrlParser
 
@@ -62,6 +62,9 @@ class SudokuArguments:
         default=True, metadata={"help": "Row, column and box structure; otherwise full attention."}
     )
     intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
+    finish_steps: int = field(default=0, metadata={"help": "Steps of a last stage on hard boards; 0: none."})
+    finish_pool_fraction: float = field(default=0.75, metadata={"help": "Share of pool rows in the last stage."})
+    finish_pool_max_age: int = field(default=32, metadata={"help": "Steps a row stays in the pool in the last stage."})
     eval_only: str | None = field(
         default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."}
     )
@@ -139,12 +142,19 @@ _TRAINING_SETTINGS = (
     "pool_start_step",
     "pool_max_age",
 )
+_RECIPE_SETTINGS = (
+    "structured",
+    "intermediate_size",
+    "finish_steps",
+    "finish_pool_fraction",
+    "finish_pool_max_age",
+)
 
 
 def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArguments) -> None:
     """Note the run's settings in its folder, and refuse a folder that holds a run with others."""
     settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
-    settings |= {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
+    settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
     path = folder / "settings.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,17 +171,42 @@ def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArgum
 def train(
     arguments: SudokuArguments, args: RMTrainingArguments, variant: str, folder: Path
 ) -> tuple[RMForMaskedDiffusion, float]:
-    """Train a model, continuing from the last checkpoint in `folder`; the model and this process's CPU minutes."""
+    """Train a model, continuing from the last checkpoints; the model and the CPU minutes of this process."""
     set_seed(args.seed)
     size = {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
     model = build_sudoku_model(variant, **size)
-    proposal = FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
-    trainer = RMTrainer(model, args, train_dataset=training_boards(args), proposal=proposal)
     began = time.process_time()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    run_stage(model, args)
+    if arguments.finish_steps:
+        run_stage(model, finishing_arguments(arguments, args))
     if PartialState().is_main_process:
         save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
     return model, (time.process_time() - began) / 60
+
+
+def run_stage(model: RMForMaskedDiffusion, args: RMTrainingArguments) -> None:
+    """Train `model` in place on boards that no other stage sees."""
+    proposal = FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
+    trainer = RMTrainer(model, args, train_dataset=training_boards(args), proposal=proposal)
+    folder = Path(args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+
+
+def finishing_arguments(arguments: SudokuArguments, args: RMTrainingArguments) -> RMTrainingArguments:
+    """A short last stage: mostly pool rows, which stay until they come to rest, as long as decoding may take."""
+    finish = copy.deepcopy(args)
+    finish.output_dir, finish.seed = str(Path(args.output_dir) / "finish"), args.seed + _FINISH_SEED
+    finish.max_steps, finish.pool_start_step = arguments.finish_steps, 0
+    finish.pool_fraction, finish.pool_max_age = arguments.finish_pool_fraction, arguments.finish_pool_max_age
+    finish.learning_rate, finish.muon_learning_rate = (
+        args.learning_rate / 2,
+        (args.muon_learning_rate or 0) / 2 or None,
+    )
+    finish.lr_scheduler_type, finish.lr_scheduler_kwargs, finish.warmup_steps = SchedulerType.COSINE, {}, 20
+    return finish
+
+
+_FINISH_SEED = 1_000_000
 
 
 class BoardRows:

@@ -46,7 +46,8 @@ class OnPolicyPool:
         max_age (`int`, defaults to 8): steps after which a row is replaced, solved or not.
         width (`int`): the embedding's width.
 
-    Rows that are solved and would stay so are replaced at once.
+    Rows that have come to rest, solved or not, are replaced at once, as decoding would stop there too. Rows that are wrong
+    for good (another answer fits as well) would otherwise gather here and teach the model to doubt its right answers.
     """
 
     def __init__(self, size: int, width: int, max_age: int = 8) -> None:
@@ -91,8 +92,8 @@ class OnPolicyPool:
     def advance(self, following: Tensor, history: HistoryState | None) -> None:
         """Move every row to its next state (P, N), with the history (or none) after the forward that led to it."""
         rows = self.active_rows()
-        solved = ((following == rows.target) & (rows.ids == rows.target) | ~rows.editable).all(-1)
-        age = torch.where(solved, self.max_age, rows.age + 1)
+        at_rest = (following == rows.ids).all(-1)
+        age = torch.where(at_rest, self.max_age, rows.age + 1)
         memory = rows.history if history is None else history.detach()
         self.rows = replace(rows, ids=following, age=age, history=memory)
 

@@ -35,18 +35,18 @@ def test_rows_move_on_and_remember() -> None:
     assert not rows.history.accumulator.requires_grad
 
 
-def test_solved_and_stable_rows_are_replaced_with_an_empty_memory() -> None:
+def test_rows_at_rest_are_replaced_with_an_empty_memory() -> None:
     pool = OnPolicyPool(3, width=2)
     refill(pool, 1)
-    pool.advance(following(5, 5, 2), memory(1.0))  # solved now, but not yet seen to stay
+    pool.advance(following(5, 5, 2), memory(1.0))  # two are solved now, but not yet seen to stay
     assert refill(pool, 9).age.tolist() == [1, 1, 1]
-    pool.advance(following(5, 6, 2), memory(1.0))  # the first stays right, the second was broken again
+    pool.advance(following(5, 6, 2), memory(1.0))  # the first stays right, the second was broken, the third stays wrong
     rows = refill(pool, 9)
-    assert rows.ids[:, 0].tolist() == [6, 2, 9]
-    assert rows.age.tolist() == [2, 2, 0]
-    assert rows.weights[:, 0].tolist() == [1.0, 1.0, 9.0]
-    assert rows.history.accumulator[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
-    assert rows.history.steps.tolist() == [1, 1, 0]
+    assert rows.ids[:, 0].tolist() == [6, 9, 9]
+    assert rows.age.tolist() == [2, 0, 0]
+    assert rows.weights[:, 0].tolist() == [1.0, 9.0, 9.0]
+    assert rows.history.accumulator[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert rows.history.steps.tolist() == [1, 0, 0]
 
 
 def test_positions_that_may_not_change_do_not_keep_a_row() -> None:
@@ -64,7 +64,7 @@ def test_old_rows_are_replaced() -> None:
     refill(pool, 1)
     pool.advance(following(2, 2, 2), None)
     assert refill(pool, 9).ids[:, 0].tolist() == [2, 2, 2]
-    pool.advance(following(3, 3, 3), None)
+    pool.advance(following(3, 4, 3), None)
     assert refill(pool, 9).ids[:, 0].tolist() == [9, 9, 9]
 
 
