@@ -46,7 +46,7 @@ class OnPolicyPool:
         max_age (`int`, defaults to 8): steps after which a row is replaced, solved or not.
         width (`int`): the embedding's width.
 
-    Rows that have come to rest, solved or not, are replaced at once, as decoding would stop there too. Rows that are wrong
+    Rows that have come to rest, solved or not, are replaced at once, as decoding would stop there. Rows that are wrong
     for good (another answer fits as well) would otherwise gather here and teach the model to doubt its right answers.
     """
 

@@ -40,7 +40,7 @@ def test_rows_at_rest_are_replaced_with_an_empty_memory() -> None:
     refill(pool, 1)
     pool.advance(following(5, 5, 2), memory(1.0))  # two are solved now, but not yet seen to stay
     assert refill(pool, 9).age.tolist() == [1, 1, 1]
-    pool.advance(following(5, 6, 2), memory(1.0))  # the first stays right, the second was broken, the third stays wrong
+    pool.advance(following(5, 6, 2), memory(1.0))  # one stays right, one was broken, one stays wrong
     rows = refill(pool, 9)
     assert rows.ids[:, 0].tolist() == [6, 9, 9]
     assert rows.age.tolist() == [2, 0, 0]
