@@ -61,7 +61,7 @@ def time_decoding(model, decoding: str, repeats: int, boards: int) -> tuple[list
     seconds, steps = [], 0.0
     for _ in range(repeats + 1):
         began = time.process_time()
-        output = model.generate_reflective(ids, editable="all", max_steps=64, **DECODINGS[decoding])
+        output = model.generate_reflective(ids, **DECODINGS[decoding])
         seconds.append(time.process_time() - began)
         steps = output.num_steps.float().mean().item()
     return seconds[1:], steps

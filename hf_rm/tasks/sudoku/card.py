@@ -51,10 +51,7 @@ boards.
 
 ## How it was trained
 
-`accelerate launch recipes/sudoku.py --config recipes/configs/sudoku-best.yaml`, seed {seed}: {steps:,} steps of 64
-generated boards, {minutes:.0f} minutes of CPU time on one core{commit}. Trajectory law `attempts` (T = 16, up to 2
-wrong attempts a cell), half of every batch from the on-policy pool after step 1,500; Muon for the matrices, AdamW for
-the rest. Training and evaluation boards come from disjoint random streams; the published boards were never trained on.
+{training}
 
 The encoder is transformers' pre-norm RoBERTa (4 layers, width 128, 4 heads). Three heads see only the own row, column
 or box, and a cell's position is the sum of a row, a column and a box embedding: it knows the shape of a Sudoku, not
@@ -75,10 +72,7 @@ def write_card(
     *,
     parameters: int,
     commands: Sequence[str],
-    seed: int,
-    steps: int,
-    minutes: float,
-    commit: str | None = None,
+    training: str,
 ) -> Path:
     """
     Write `README.md` and `rounds.png` into a model's folder.
@@ -88,8 +82,7 @@ def write_card(
         records (sequence of dicts): evaluations, as [`make_record`] gives them, with `name`, `source` and `eval_seed`.
         parameters (`int`): of the model.
         commands (sequence of `str`): what printed the figures.
-        seed, steps (`int`), minutes (`float`): of the training run, in CPU time.
-        commit (`str`, *optional*): of the code it was trained with.
+        training (`str`): how it was trained: command, seed, steps, time.
 
     Returns:
         `Path`: the card.
@@ -105,10 +98,7 @@ def write_card(
         evaluations=evaluations,
         table=markdown_table(records),
         commands="\n".join(commands),
-        seed=seed,
-        steps=steps,
-        minutes=minutes,
-        commit="" if commit is None else f", code at commit {commit}",
+        training=training,
     )
     path = folder / "README.md"
     ModelCard(text).save(path)

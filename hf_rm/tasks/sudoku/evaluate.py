@@ -96,14 +96,14 @@ def revise_boards(
         initial, target (`(B, 81)` uint8): corrupted boards and the originals.
         decoding (`str`): a key of `DECODINGS`.
         batch_size (`int`): boards at a time.
-        generation: further settings of the decoding loop.
+        generation: further settings of the decoding loop; what is not named comes from the model's generation config.
 
     Raises:
         ValueError: for an unknown decoding.
     """
     if decoding not in DECODINGS:
         raise ValueError(f"`decoding` is {decoding!r}: pass one of {', '.join(DECODINGS)}.")
-    settings = {"editable": "all", "max_steps": 64, **DECODINGS[decoding], **generation}
+    settings = {**DECODINGS[decoding], **generation}
     model.eval()
     began = time.perf_counter()
     outputs = []

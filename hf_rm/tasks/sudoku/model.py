@@ -88,14 +88,15 @@ def build_sudoku_model(variant: str = "hr-decay-her", **kwargs: Any) -> RMForMas
     """
     A freshly initialised Sudoku model; arguments as [`sudoku_config`].
 
-    Its generation config revises whole drafts (`editable="all"`).
+    Its generation config revises whole drafts (`editable="all"`) and stops after two steps without a change: with
+    history the model's input still changes while the board does not, and some boards move again.
 
     Example:
         >>> build_sudoku_model().num_parameters() <= 814_999
         True
     """
     model = RMForMaskedDiffusion(sudoku_config(variant, **kwargs))
-    model.generation_config = model.generation_config.updated(editable="all", max_steps=64)
+    model.generation_config = model.generation_config.updated(editable="all", max_steps=128, patience=2)
     return model
 
 
