@@ -70,10 +70,10 @@ def print_table(title: str, rows: Sequence[Row]) -> None:
     Console(width=140).print(table)
 
 
-def add_result(name: str, result: dict[str, Any]) -> None:
-    """Append one JSON line to results/<name>.jsonl, with the machine and the day."""
-    RESULTS.mkdir(exist_ok=True)
+def add_result(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Append one JSON line to <name>.jsonl in `folder`, with the machine and the day."""
+    folder.mkdir(parents=True, exist_ok=True)
     entry = {"benchmark": name, "day": time.strftime("%Y-%m-%d"), **result, "machine": machine()}
-    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as handle:
+    with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(entry) + "\n")
-    print(f"appended to results/{name}.jsonl")
+    print(f"appended to {folder.name}/{name}.jsonl")

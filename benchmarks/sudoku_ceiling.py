@@ -12,15 +12,14 @@ settings is not computed again. One JSON line a run goes to sudoku_ceiling.jsonl
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _common import add_result
 
 from hf_rm.evaluation import Interval
 from hf_rm.tasks.sudoku import CeilingTable, boards_digest, evaluation_set, load_ceiling, map_ceiling, save_ceiling
@@ -68,29 +67,6 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
         3
     """
     return {name: getattr(options, name) for name in ("source", "boards", "seed", "limit")}
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions that a timing depends on.
-
-    Returns:
-        Plain values for the JSON line; no host name and no path.
-
-    Example:
-        >>> "cores" in machine()
-        True
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "ortools": version("ortools"),
-    }
 
 
 def finished(path: Path, settings: dict[str, Any], digest: str) -> CeilingTable | None:
@@ -183,22 +159,23 @@ def format_table(table: CeilingTable) -> str:
     return "\n".join(lines)
 
 
-def append_line(path: Path, table: CeilingTable) -> None:
-    """Add one JSON line with the settings, the result and the machine.
+def result_line(table: CeilingTable) -> dict[str, Any]:
+    """Give what goes to the JSON lines: the settings, the result and its cost.
 
     Args:
-        path: The jsonl file.
         table: The result.
+
+    Returns:
+        Plain values.
 
     Example:
         >>> corrupted, target = evaluation_set("generated", 1, 0)
-        >>> append_line(Path(os.devnull), map_ceiling(corrupted, target))
+        >>> "digest" in result_line(map_ceiling(corrupted, target))
+        True
     """
     results = {name: interval._asdict() for name, interval in table.summary().items()}
     cost = {"ms_per_board": round(1000 * float(table.seconds.mean()), 2), "digest": table.digest}
-    entry = {"benchmark": "sudoku_ceiling", **table.settings, **results, **cost, "machine": machine()}
-    with path.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(entry) + "\n")
+    return {**table.settings, **results, **cost, "ortools": version("ortools")}
 
 
 def main() -> None:
@@ -212,7 +189,7 @@ def main() -> None:
     table, is_new = compute(options)
     print(format_table(table))
     if is_new:
-        append_line(options.output.parent / "sudoku_ceiling.jsonl", table)
+        add_result("sudoku_ceiling", result_line(table), folder=options.output.parent)
     else:
         print(f"(read from {options.output.name}; delete it to compute again)")
 
