@@ -62,9 +62,11 @@ class SudokuArguments:
         default=True, metadata={"help": "Row, column and box structure; otherwise full attention."}
     )
     intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
-    finish_steps: int = field(default=0, metadata={"help": "Steps of a last stage on hard boards; 0: none."})
-    finish_pool_fraction: float = field(default=0.75, metadata={"help": "Share of pool rows in the last stage."})
-    finish_pool_max_age: int = field(default=32, metadata={"help": "Steps a row stays in the pool in the last stage."})
+    finish_steps: list[int] = field(
+        default_factory=list, metadata={"help": "Steps of each finishing stage: mostly pool rows, which live longer."}
+    )
+    finish_pool_fraction: float = field(default=0.75, metadata={"help": "Share of pool rows in a finishing stage."})
+    finish_pool_max_age: int = field(default=32, metadata={"help": "Steps a row stays in the pool there, at most."})
     eval_only: str | None = field(
         default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."}
     )
@@ -177,8 +179,8 @@ def train(
     model = build_sudoku_model(variant, **size)
     began = time.process_time()
     run_stage(model, args)
-    if arguments.finish_steps:
-        run_stage(model, finishing_arguments(arguments, args))
+    for stage, steps in enumerate(arguments.finish_steps, start=1):
+        run_stage(model, finishing_arguments(arguments, args, stage, steps))
     if PartialState().is_main_process:
         save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
     return model, (time.process_time() - began) / 60
@@ -192,11 +194,13 @@ def run_stage(model: RMForMaskedDiffusion, args: RMTrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
 
 
-def finishing_arguments(arguments: SudokuArguments, args: RMTrainingArguments) -> RMTrainingArguments:
+def finishing_arguments(
+    arguments: SudokuArguments, args: RMTrainingArguments, stage: int, steps: int
+) -> RMTrainingArguments:
     """A short last stage: mostly pool rows, which stay until they come to rest, as long as decoding may take."""
     finish = copy.deepcopy(args)
-    finish.output_dir, finish.seed = str(Path(args.output_dir) / "finish"), args.seed + _FINISH_SEED
-    finish.max_steps, finish.pool_start_step = arguments.finish_steps, 0
+    finish.output_dir, finish.seed = str(Path(args.output_dir) / f"finish{stage}"), args.seed + stage * _STAGE_SEED
+    finish.max_steps, finish.pool_start_step = steps, 0
     finish.pool_fraction, finish.pool_max_age = arguments.finish_pool_fraction, arguments.finish_pool_max_age
     finish.learning_rate, finish.muon_learning_rate = (
         args.learning_rate / 2,
@@ -206,7 +210,7 @@ def finishing_arguments(arguments: SudokuArguments, args: RMTrainingArguments) -
     return finish
 
 
-_FINISH_SEED = 1_000_000
+_STAGE_SEED = 1_000_000
 
 
 class BoardRows:
