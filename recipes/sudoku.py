@@ -286,7 +286,7 @@ def write_replay(run: SudokuRun, path: Path, boards: int, name: str) -> Path:
 
 def report(arguments: SudokuArguments, records: list[Record], folder: Path) -> None:
     """Print the table beside the paper's; save the records and the scaling curve."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 190)
     title = f"Sudoku revision, {arguments.eval_boards} {arguments.eval_source} boards, seed {arguments.eval_seed}"
     paper = arguments.variants if len(arguments.variants) > 1 else ["hr-decay-her"]
     console.print(results_table(records, title, paper))

@@ -60,7 +60,7 @@ def make_record(run: SudokuRun, ceiling: CeilingTable | None = None, **labels: A
 def results_table(records: Sequence[Record], title: str, paper_variants: Sequence[str] = ()) -> Table:
     """A table of runs, one row each with 95 % intervals, above the paper's rows."""
     table = Table(title=title, caption="95 % intervals in brackets; paper: Table 2, 500 boards, not published")
-    table.add_column("model")
+    table.add_column("model", min_width=24)
     for heading in _COLUMNS.values():
         table.add_column(heading, justify="right")
     for record in records:
