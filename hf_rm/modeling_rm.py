@@ -12,22 +12,23 @@ the configuration asks for structural position groups.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_rm import RMConfig, embedding_width
+from .families_rm import family_of, find_mask_token_id, load_backbone
 from .generation_rm import ReflectiveGenerationMixin
 from .history import History, HistoryReference, HistorySegments, HistoryState
 
@@ -70,6 +71,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # The package puts its load-time probe here. Exported code has none: it reloads what was probed when it was made.
+    backbone_probe: ClassVar[Callable[[Any], Any] | None] = None
 
     def __init__(self, config: RMConfig, backbone: PreTrainedModel | None = None) -> None:
         config.check()
@@ -85,6 +88,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         backbone: str | PreTrainedModel,
         mask_token_id: int | None = None,
         *,
+        probe: bool = True,
         backbone_kwargs: dict[str, Any] | None = None,
         **config_kwargs: Any,
     ) -> RMForMaskedDiffusion:
@@ -93,7 +97,10 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
 
         Args:
             backbone (`str` or `PreTrainedModel`): a Hub name, a folder, or a loaded model with a language-model head.
-            mask_token_id (`int`, *optional*): id of the mask token; by default that of the backbone's config.
+            mask_token_id (`int`, *optional*): id of the mask token; by default that of the backbone's config, of its
+                tokenizer or of its family.
+            probe (`bool`, defaults to `True`): run the wrapped model on a few tokens and refuse a backbone that is not
+                what it is taken for: causal, shifted, deaf to its attention mask (`hf_rm.backbones.probe`).
             backbone_kwargs (`dict`, *optional*): passed to the backbone's `from_pretrained` (dtype, device_map, ...).
             config_kwargs: further arguments of [`RMConfig`]: `history`, `history_decay`, `position_groups` and so on.
 
@@ -108,19 +115,26 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             103
         """
         if isinstance(backbone, str):
-            backbone = _load_backbone(backbone, backbone_kwargs or {})
-        if mask_token_id is None:
-            mask_token_id = getattr(backbone.config, "mask_token_id", None)
+            backbone = load_backbone(backbone, **(backbone_kwargs or {}))
+        family = family_of(backbone.config)
+        if family is not None:
+            config_kwargs.setdefault("logits_shift", family.logits_shift)
+            config_kwargs.setdefault("attention_block_length", family.attention_block_length)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
-            mask_token_id=mask_token_id,
+            mask_token_id=find_mask_token_id(backbone) if mask_token_id is None else mask_token_id,
+            backbone_name=backbone.name_or_path or None,
+            backbone_revision=getattr(backbone.config, "_commit_hash", None),
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
-        return model.train(backbone.training)
+        model.train(backbone.training)
+        if probe and cls.backbone_probe is not None:
+            cls.backbone_probe(model)
+        return model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -234,10 +248,14 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if config.attention_block_length is not None:
+            attention_mask = _block_causal_mask(config.attention_block_length, attention_mask, position_ids, inputs)
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments = {} if position_ids is None else {"position_ids": position_ids}
-        return self.model(inputs_embeds=inputs, attention_mask=attention_mask, **arguments).logits
+        logits = self.model(inputs_embeds=inputs, attention_mask=attention_mask, **arguments).logits
+        # A shifted backbone says at position i - 1 what stands at i; nothing predicts the first one but itself.
+        return torch.cat((logits[:, :1], logits[:, :-1]), dim=1) if config.logits_shift else logits
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -302,6 +320,22 @@ def _group_attention_mask(
     return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
 
 
+def _block_causal_mask(
+    block_length: int, attention_mask: Tensor | None, position_ids: Tensor | None, inputs: Tensor
+) -> Tensor:
+    """(1 or B, 1, N, N), 0 where a position may look (its own block and earlier ones), -inf elsewhere."""
+    length = inputs.shape[1]
+    positions = torch.arange(length, device=inputs.device)[None] if position_ids is None else position_ids
+    block = positions // block_length
+    allowed = block[:, :, None] >= block[:, None, :]
+    if attention_mask is not None:
+        allowed = allowed & attention_mask.bool()[:, None, :]
+        # Padding sees itself: a row of the softmax must not be empty.
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=inputs.device)
+    allowed = allowed[:, None]
+    return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a cached tensor must also serve a later training step
 def _group_rows(groups: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
@@ -354,11 +388,3 @@ def _unreadable_files(folder: Any) -> list[str]:
         except SafetensorError:
             damaged.append(file.name)
     return damaged
-
-
-def _load_backbone(name: str, kwargs: dict[str, Any]) -> PreTrainedModel:
-    where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "trust_remote_code") if key in kwargs}
-    config = transformers.AutoConfig.from_pretrained(name, **where)
-    if type(config) in AutoModelForMaskedLM._model_mapping:
-        return AutoModelForMaskedLM.from_pretrained(name, **kwargs)
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)

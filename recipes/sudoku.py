@@ -61,6 +61,7 @@ class SudokuArguments:
     structured: bool = field(
         default=True, metadata={"help": "Row, column and box structure; otherwise full attention."}
     )
+    num_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
     finish_steps: list[int] = field(
         default_factory=list, metadata={"help": "Steps of each finishing stage: mostly pool rows, which live longer."}
@@ -146,6 +147,7 @@ _TRAINING_SETTINGS = (
 )
 _RECIPE_SETTINGS = (
     "structured",
+    "num_layers",
     "intermediate_size",
     "finish_steps",
     "finish_pool_fraction",
@@ -175,8 +177,8 @@ def train(
 ) -> tuple[RMForMaskedDiffusion, float]:
     """Train a model, continuing from the last checkpoints; the model and the CPU minutes of this process."""
     set_seed(args.seed)
-    size = {"structured": arguments.structured, "intermediate_size": arguments.intermediate_size}
-    model = build_sudoku_model(variant, **size)
+    size = {"num_layers": arguments.num_layers, "intermediate_size": arguments.intermediate_size}
+    model = build_sudoku_model(variant, structured=arguments.structured, **size)
     began = time.process_time()
     run_stage(model, args)
     for stage, steps in enumerate(arguments.finish_steps, start=1):

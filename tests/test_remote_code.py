@@ -84,8 +84,19 @@ def test_the_flat_core_imports_only_its_siblings() -> None:
 
 
 def test_the_flat_core_is_small() -> None:
-    lines = {path.name: len(path.read_text().splitlines()) for path in flat_core()}
+    lines = {path.name: code_lines(path) for path in flat_core()}
     assert sum(lines.values()) < 2000, lines
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: not empty, no comment, no docstring."""
+    source = path.read_text()
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(source.splitlines(), start=1)
+    return sum(bool(line.strip()) and not line.lstrip().startswith("#") and i not in prose for i, line in lines)
 
 
 def test_the_export_is_the_flat_core(tmp_path: Path) -> None:

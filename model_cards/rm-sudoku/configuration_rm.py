@@ -44,6 +44,13 @@ class RMConfig(PreTrainedConfig):
             index g only inside the own group of `position_groups[g]`.
         backbone_positions (`bool`, defaults to `True`): whether the backbone sees the index of a position. `False`
             hands it position 0 everywhere: structure then comes from `position_groups` alone.
+        logits_shift (`bool`, defaults to `False`): whether the backbone's output at position i - 1 predicts position
+            i, as in Dream. The wrapper then moves the logits right by one: they always belong to their own position.
+        attention_block_length (`int`, *optional*): block-causal attention (LLaDA2): a position sees its own block of
+            this many positions and the blocks before it. `None`: it sees all.
+        backbone_name (`str`, *optional*): Hub name of the backbone that was wrapped; an adapter's repository is
+            restored from it.
+        backbone_revision (`str`, *optional*): the commit of `backbone_name`.
 
     Raises:
         ValueError: for a decay outside (0, 1], an odd width with rotation, an unknown norm or scope, a mask id outside
@@ -77,6 +84,10 @@ class RMConfig(PreTrainedConfig):
         position_groups: Sequence[Sequence[int]] | None = None,
         attention_groups: Sequence[int | None] | None = None,
         backbone_positions: bool = True,
+        logits_shift: bool = False,
+        attention_block_length: int | None = None,
+        backbone_name: str | None = None,
+        backbone_revision: str | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -95,6 +106,10 @@ class RMConfig(PreTrainedConfig):
         self.position_groups = None if position_groups is None else [list(map(int, g)) for g in position_groups]
         self.attention_groups = None if attention_groups is None else list(attention_groups)
         self.backbone_positions = backbone_positions
+        self.logits_shift = logits_shift
+        self.attention_block_length = attention_block_length
+        self.backbone_name = backbone_name
+        self.backbone_revision = backbone_revision
         super().__init__(**kwargs)
         if text_config is not None:
             self.check()
@@ -159,6 +174,13 @@ def check_mask_token(mask_token_id: int | None, vocab_size: int) -> int:
 
 def _check_groups(config: RMConfig) -> None:
     position_groups, attention_groups = config.position_groups, config.attention_groups
+    block_length = config.attention_block_length
+    if block_length is not None and (isinstance(block_length, bool) or block_length < 1):
+        raise ValueError(
+            f"`attention_block_length` is {block_length!r}: pass a positive integer, or None for full attention."
+        )
+    if block_length is not None and attention_groups is not None:
+        raise ValueError("`attention_block_length` and `attention_groups` are both given: pass one of them.")
     if position_groups is not None:
         lengths = {len(groups) for groups in position_groups}
         if len(lengths) != 1 or 0 in lengths or min(map(min, position_groups)) < 0:
