@@ -41,7 +41,15 @@ from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, gener
 from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest
 from hf_rm.tasks.sudoku.evaluate import DECODINGS, SudokuRun, recall_by_history, revise_boards
 from hf_rm.tasks.sudoku.model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer
-from hf_rm.tasks.sudoku.report import Record, ablation_table, make_record, plot_rounds, results_table
+from hf_rm.tasks.sudoku.report import (
+    Record,
+    ablation_table,
+    errors_table,
+    make_record,
+    plot_rounds,
+    recall_table,
+    results_table,
+)
 from hf_rm.visualize import Replay, write_html
 
 
@@ -100,7 +108,9 @@ def main() -> None:
     if not PartialState().is_main_process:
         return
     for name in arguments.also_evaluate if arguments.eval_only is None else [arguments.eval_only]:
-        records += evaluate_model(arguments, AutoModel.from_pretrained(name), Path(training.output_dir), name=name)
+        model = AutoModel.from_pretrained(name)
+        recall = recall_by_history(model, *recall_boards(arguments))
+        records += evaluate_model(arguments, model, Path(training.output_dir), name=name, recall=recall)
     report(arguments, records, Path(training.output_dir))
 
 
@@ -125,8 +135,7 @@ def train_and_evaluate(
     if not PartialState().is_main_process:
         return []
     labels = {"variant": variant, "law": law, "seed": seed, "train_cpu_minutes": cpu_minutes, "steps": args.max_steps}
-    probe = evaluation_set(arguments.eval_source, min(arguments.eval_boards, 1000), arguments.eval_seed)
-    labels["recall"] = recall_by_history(model, *probe)
+    labels["recall"] = recall_by_history(model, *recall_boards(arguments))
     records = evaluate_model(arguments, model, folder, name=f"{variant}, {law}, seed {seed}", **labels)
     write_json(results, records)
     return records
@@ -249,6 +258,11 @@ def evaluate_model(arguments: SudokuArguments, model: Any, folder: Path, name: s
     return records
 
 
+def recall_boards(arguments: SudokuArguments) -> tuple[np.ndarray, np.ndarray]:
+    """At most 1,000 boards of the evaluation set: recall is counted in cells."""
+    return evaluation_set(arguments.eval_source, min(arguments.eval_boards, 1000), arguments.eval_seed)
+
+
 def find_ceiling(arguments: SudokuArguments, initial: np.ndarray, target: np.ndarray) -> CeilingTable | None:
     """The saved ceiling of these very boards, or of a larger set that begins with them."""
     for path in sorted(Path(arguments.ceiling_dir).glob("*.npz")):
@@ -295,6 +309,9 @@ def report(arguments: SudokuArguments, records: list[Record], folder: Path) -> N
     seeded = [record for record in records if "seed" in record and record["decoding"] == arguments.decodings[0]]
     if len(arguments.seeds) > 1:
         console.print(ablation_table(seeded))
+    else:
+        console.print(errors_table(records))
+        console.print(recall_table([record for record in records if record["decoding"] == arguments.decodings[0]]))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "records.json", records)
     console.print(f"records: {folder / 'records.json'}", soft_wrap=True)

@@ -19,8 +19,31 @@ from .random import KeyedUniforms, row_keys
 STARTS = ("draft", "law", "canvas")
 
 
+class KeyedCollator:
+    """
+    Base of the collators whose draws depend on the seed, the epoch and the row's own key, and on nothing else.
+
+    A subclass is a dataclass with a `seed` and a `pad_token_id`.
+    """
+
+    seed: int
+    pad_token_id: int
+
+    def __post_init__(self) -> None:
+        # Shared memory, so that loader workers forked before an epoch see its number.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Rows are corrupted anew in every epoch; the trainer calls this at its beginning."""
+        self._epoch.fill_(epoch)
+
+    def uniforms(self, row_ids: Sequence[int | str]) -> KeyedUniforms:
+        """The random numbers of these rows in this epoch."""
+        return KeyedUniforms(row_keys(self.seed, int(self._epoch), row_ids))
+
+
 @dataclass
-class RMDataCollator:
+class RMDataCollator(KeyedCollator):
     """
     Draws a pseudo-trajectory for every row and cuts it at a random step (Appendix C, steps 1 to 4).
 
@@ -78,17 +101,12 @@ class RMDataCollator:
             raise ValueError(f"`full_corruption` is {self.full_corruption!r}: pass a probability from 0 to 1.")
         if self.start not in STARTS:
             raise ValueError(f"`start` is {self.start!r}: pass one of {', '.join(map(repr, STARTS))}.")
-        # Shared memory, so that loader workers forked before an epoch see its number.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Rows are corrupted anew in every epoch; the trainer calls this at its beginning."""
-        self._epoch.fill_(epoch)
+        super().__post_init__()
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         row_ids = [row_id(feature) for feature in features]
         targets, real, editable = pad_rows(features, self.pad_token_id)
-        uniforms = KeyedUniforms(row_keys(self.seed, int(self._epoch), row_ids))
+        uniforms = self.uniforms(row_ids)
         corrupted = self._corrupted(uniforms, editable)
         step = np.floor(uniforms.draw(1)[:, 0] * self.law.horizon).astype(np.int64)
         trajectories = self.law.sample(uniforms, targets, corrupted, self.proposal, self.mask_token_id, row_ids)

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..corruption.collator import pad_rows, row_id
+from ..corruption.collator import KeyedCollator, pad_rows, row_id
 from ..corruption.oracle import IGNORE_INDEX
-from ..corruption.random import KeyedUniforms, row_keys
 from .arguments import MaskedSFTArguments
 from .base import MaskedTrainer, load_model
 from .losses import clipped_cross_entropy
 
 
 @dataclass
-class MaskedSFTCollator:
+class MaskedSFTCollator(KeyedCollator):
     """
     Masks every editable position of a row with the row's own probability t ~ U(min_mask_rate, 1).
 
@@ -41,15 +40,11 @@ class MaskedSFTCollator:
     def __post_init__(self) -> None:
         if not 0.0 < self.min_mask_rate < 1.0:
             raise ValueError(f"`min_mask_rate` is {self.min_mask_rate!r}: pass a rate in (0, 1).")
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Rows are masked anew in every epoch."""
-        self._epoch.fill_(epoch)
+        super().__post_init__()
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         targets, real, editable = pad_rows(features, self.pad_token_id)
-        uniforms = KeyedUniforms(row_keys(self.seed, int(self._epoch), [row_id(f) for f in features]))
+        uniforms = self.uniforms([row_id(feature) for feature in features])
         rate = self.min_mask_rate + (1 - self.min_mask_rate) * uniforms.draw(1)
         masked = torch.from_numpy(editable & (uniforms.draw(targets.shape[1]) < rate))
         target_ids = torch.from_numpy(targets)

@@ -17,7 +17,7 @@ from ...evaluation.statistics import Interval, paired_difference_interval, wilso
 from ...generation_rm import ReflectiveTrajectory
 from ...generation_rules_rm import remask_advantage
 from ...history import HistorySegments
-from .boards import MASK_ID, BoardArray
+from .boards import MASK_ID, BoardArray, is_valid
 from .ceiling import CeilingTable
 from .metrics import remask_recall_by_history, sudoku_metrics
 
@@ -28,6 +28,7 @@ DECODINGS: dict[str, dict[str, Any]] = {
 """Plain Eq. 1, and Eq. 1 with masks revealed only above 0.9 (and always the most confident one)."""
 
 ROUNDS = (1, 2, 4, 8, 16, 32)
+ERROR_RANGES = ((4, 8), (9, 12), (13, 16), (17, 20))
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class SudokuRun:
         initial, final, target (`(B, 81)` uint8): the corrupted, the revised and the original boards.
         states (`(S + 1, B, 81)` uint8), actions (`(S, B, 81)` int8): the trajectory.
         num_steps (`(B,)` int64): steps of every row.
+        converged (`(B,)` bool): whether a row came to rest before the limit of steps.
         seconds (`float`): wall-clock time of decoding.
     """
 
@@ -48,6 +50,7 @@ class SudokuRun:
     states: npt.NDArray[np.uint8]
     actions: npt.NDArray[np.int8]
     num_steps: npt.NDArray[np.int64]
+    converged: npt.NDArray[np.bool_]
     seconds: float
 
     @property
@@ -62,6 +65,20 @@ class SudokuRun:
     def own_recall(self) -> dict[str, dict[str, float]]:
         """Re-mask recall of wrong tokens along the model's own trajectories; see [`remask_recall_by_history`]."""
         return remask_recall_by_history(self.states, self.actions, self.target, num_steps=self.num_steps)
+
+    def by_errors(self) -> dict[str, dict[str, float]]:
+        """By the number of wrong cells a board began with: counts, shares exact, valid and not come to rest."""
+        errors = (self.initial != self.target).sum(axis=1)
+        valid = is_valid(self.final)
+        table = {}
+        for low, high in ERROR_RANGES:
+            rows = (errors >= low) & (errors <= high)
+            if rows.any():
+                shares = {"exact": self.exact, "valid": valid, "unfinished": ~self.converged}
+                table[f"{low} to {high}"] = {"boards": int(rows.sum())} | {
+                    name: float(value[rows].mean()) for name, value in shares.items()
+                }
+        return table
 
     def accuracy_after(self, rounds: int) -> Interval:
         """Exact accuracy if decoding stopped after so many steps: the test-time scaling curve. Masks are wrong."""
@@ -114,8 +131,10 @@ def revise_boards(
         outputs.append(model.generate_reflective(boards, output_trajectory=True, **settings))
     seconds = time.perf_counter() - began
     states, actions = _join([output.trajectory for output in outputs])
-    num_steps = torch.cat([output.num_steps for output in outputs]).cpu().numpy()
-    return SudokuRun(initial, states[-1], target, states, actions, num_steps, seconds)
+    num_steps, converged = (
+        torch.cat([getattr(output, name) for output in outputs]).cpu().numpy() for name in ("num_steps", "converged")
+    )
+    return SudokuRun(initial, states[-1], target, states, actions, num_steps, converged, seconds)
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ def make_record(run: SudokuRun, ceiling: CeilingTable | None = None, **labels: A
     record["mean_steps"] = float(run.num_steps.mean())
     record["boards_per_second"] = len(run.final) / run.seconds
     record["own_recall"] = run.own_recall()
+    record["by_errors"] = run.by_errors()
     record["rounds"] = {str(r): list(run.accuracy_after(r))[:3] for r in ROUNDS}
     if ceiling is not None:
         count = len(run.final)
@@ -101,6 +102,32 @@ def ablation_table(records: Sequence[Record], group: Sequence[str] = ("law", "va
 
 
 _ABLATED = ("exact_accuracy", "valid_rate", "replay_mistake", "conflict_cells")
+
+
+def errors_table(records: Sequence[Record]) -> Table:
+    """Exact, valid and unfinished boards by the number of wrong cells that they began with."""
+    table = Table(title="By wrong cells at the start")
+    for heading in ("model", "wrong cells", "boards", "exact %", "valid %", "not come to rest"):
+        table.add_column(heading)
+    for record in records:
+        for wrong, row in record["by_errors"].items():
+            unfinished = f"{round(row['unfinished'] * row['boards'])}"
+            shares = f"{100 * row['exact']:.2f}", f"{100 * row['valid']:.2f}"
+            table.add_row(record["name"], wrong, f"{row['boards']:,}", *shares, unfinished)
+    return table
+
+
+def recall_table(records: Sequence[Record]) -> Table:
+    """Share of the same wrong cells that one step re-masks, by the past that they are given."""
+    table = Table(title="Re-mask recall of wrong cells by their history")
+    for heading in ("model", "past", "recall %", "wrong cells", "false alarms %"):
+        table.add_column(heading)
+    for record in records:
+        for past, row in record["recall"].items():
+            recall = f"{100 * row['recall']:.2f} [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+            alarms = f"{100 * row['false_alarms']:.3f}"
+            table.add_row(record["name"], past.replace("_", " "), recall, f"{row['count']:,}", alarms)
+    return table
 
 
 def plot_rounds(records: Sequence[Record], path: str | Path) -> Path:
