@@ -10,12 +10,16 @@ from typing import Any
 CODE_FILES = (
     "configuration_rm.py",
     "families_rm.py",
+    "heads_rm.py",
     "history.py",
     "generation_config_rm.py",
     "generation_rules_rm.py",
+    "generation_revision_rm.py",
     "generation_output_rm.py",
     "generation_canvas_rm.py",
     "generation_rows_rm.py",
+    "generation_sampler_rm.py",
+    "generation_denoiser_rm.py",
     "generation_rm.py",
     "modeling_rm.py",
 )

@@ -414,12 +414,16 @@ def reveals_per_step(steps: int | None, block_length: int | None, canvas: int = 
         (4, None, [3, 3, 2, 2]),
         (5, 5, [2, 2, 1, 3, 2]),  # three steps for the first block, two for the second
         (4, 4, [2, 2, 4, 2]),  # 2 + 1 + 1 steps for blocks of 4, 4 and 2
-        (1, 5, [5, 5]),  # each block takes at least one
         (20, None, [1] * 10),  # empty steps come last, and a finished block does not wait for them
     ],
 )
 def test_steps_are_split_over_the_blocks(steps: int | None, block_length: int | None, expected: list[int]) -> None:
     assert reveals_per_step(steps, block_length) == expected
+
+
+def test_fewer_steps_than_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="`steps` is 1, but the canvas has 2 blocks"):
+        reveals_per_step(1, 5)
 
 
 def test_masks_reopened_after_the_schedule_are_revealed() -> None:

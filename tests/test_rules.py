@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig
+from hf_rm.generation_revision_rm import REVISION_RULES, RemaskLimits
 from hf_rm.generation_rm import reflective_rule
 from hf_rm.generation_rules_rm import (
     REVEAL_RULES,
-    REVISION_RULES,
     DenoisingStep,
-    RemaskLimits,
+    Schedule,
     eq1_next_state,
     lowest_ranked,
     remask_advantage,
@@ -24,12 +24,17 @@ from hf_rm.generation_rules_rm import (
 RULES = [reflective_rule, eq1_next_state]
 
 
-def denoising_step(logits: Tensor, ids: Tensor, quota: int = 1, mask_token_id: int = 0) -> DenoisingStep:
-    """A step over (B, N) ids in which every position is editable."""
+def denoising_step(
+    logits: Tensor, ids: Tensor, quota: int = 1, mask_token_id: int = 0, **fields: Any
+) -> DenoisingStep:
+    """A step over (B, N) ids in which every position is editable; the schedule wants `quota` masks now."""
     masked = ids == mask_token_id
-    forbidden = logits.index_fill(-1, torch.tensor([mask_token_id]), -torch.inf)
-    proposal = torch.where(masked, forbidden.argmax(-1), ids)
-    return DenoisingStep(ids, logits, masked, ~masked, proposal, torch.full((len(ids),), quota), mask_token_id)
+    forbidden = torch.tensor([mask_token_id])
+    best_logit, best = logits.index_fill(-1, forbidden, -torch.inf).max(-1)
+    each = torch.full((len(ids),), 1)
+    schedule = Schedule(each * 0, each, each * quota, each * ids.shape[1])
+    given = {"proposal": best, "best": best, "best_logit": best_logit, "log_partition": logits.logsumexp(-1)}
+    return DenoisingStep(ids, logits, masked, ~masked, forbidden, schedule=schedule, **{**given, **fields})
 
 
 # Eq. 1
@@ -150,8 +155,10 @@ def test_reveal_above_a_threshold_and_at_least_the_best() -> None:
 @pytest.mark.parametrize("name", REVEAL_RULES)
 def test_only_masks_are_revealed(name: str) -> None:
     ids = torch.tensor([[0, 3, 0, 2], [1, 1, 2, 3]])
-    step = denoising_step(torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)), ids, quota=9)
-    reveal = REVEAL_RULES[name](ReflectiveGenerationConfig(reveal=name))(step)
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    step = denoising_step(logits, ids, quota=2, policy=logits[..., 1], uniforms=lambda stream: torch.zeros(2, 4))
+    revise = name if name in ("policy", "remdm") else "reflective"
+    reveal = REVEAL_RULES[name](ReflectiveGenerationConfig(reveal=name, revise=revise))(step)
     assert reveal[0].any() and not (reveal & ~step.masked).any()
 
 
@@ -159,9 +166,9 @@ def test_reflective_revision_fires_where_the_mask_is_ahead() -> None:
     ids = torch.tensor([[0, 3, 1, 2]])
     logits = torch.zeros(1, 4, 5)
     logits[0, :, 0] = torch.tensor([5.0, 2.0, 1.0, 0.0])
-    fires, ranks = REVISION_RULES["reflective"](ReflectiveGenerationConfig())(denoising_step(logits, ids))
-    assert fires.tolist() == [[False, True, True, False]]
-    assert ranks[0, 1] < ranks[0, 2]
+    wanted = REVISION_RULES["reflective"](ReflectiveGenerationConfig())(denoising_step(logits, ids))
+    assert wanted.fires.tolist() == [[False, True, True, False]]
+    assert wanted.ranks[0, 1] < wanted.ranks[0, 2]
 
 
 # Limits

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_rm import RMForMaskedDiffusion
+from hf_rm.generation_denoiser_rm import Denoised
 from hf_rm.generation_rm import ReflectiveGenerationMixin
 
 
@@ -99,10 +100,20 @@ class ScriptedModel(ReflectiveGenerationMixin):
         self.seen: list[Tensor] = []
 
     def _denoise(
-        self, input_ids: Tensor, attention_mask: Any, editable_mask: Any, history: Any, use_history: Any
-    ) -> tuple[Tensor, None]:
+        self,
+        input_ids: Tensor,
+        attention_mask: Any,
+        editable_mask: Any,
+        history: Any,
+        use_history: Any,
+        positions: Tensor | None,
+    ) -> Denoised:
         self.seen.append(input_ids.clone())
-        return self.script(input_ids), None
+        logits = self.script(input_ids).clone()
+        if positions is not None:
+            index = positions.clamp(max=logits.shape[1] - 1)[..., None].expand(-1, -1, logits.shape[-1])
+            logits = logits.gather(1, index)
+        return Denoised(logits)
 
 
 def fixed_logits(logits: Tensor) -> Callable[[Tensor], Tensor]:
