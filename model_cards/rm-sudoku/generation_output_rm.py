@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from .generation_rows_rm import Rows, put
+
 KEEP, REVEAL, REMASK, REPLACE = 0, 1, 2, 3
 
 
@@ -36,9 +38,11 @@ class ReflectiveOutput(ModelOutput):
         sequences (`Tensor` of shape `(B, N)`, long): the final canvas, prompt included.
         num_steps, num_forwards, num_reveals, num_remasks, num_edits (`Tensor`, long): steps taken, forward passes, and
             how often a position was revealed, re-masked, or replaced outright.
+        num_revision_rounds (`Tensor`, long): steps that began without a mask.
         converged (`Tensor`, bool): whether the row ended because nothing was left to do, rather than at a limit.
         stop_reason (`list[str]`): `"converged"` (nothing left to reveal or revise), `"loop"` (the run returned to an
-            earlier state; revision was closed and the open masks revealed), `"max_revision_rounds"` or `"max_steps"`.
+            earlier state; revision was closed and the open masks revealed), `"max_revision_rounds"`, `"max_steps"` or
+            `"eos"` (an end token stood before the last block).
         trajectory (`ReflectiveTrajectory`, *optional*): with `output_trajectory=True`.
     """
 
@@ -48,6 +52,7 @@ class ReflectiveOutput(ModelOutput):
     num_reveals: Tensor | None = None
     num_remasks: Tensor | None = None
     num_edits: Tensor | None = None
+    num_revision_rounds: Tensor | None = None
     converged: Tensor | None = None
     stop_reason: list[str] | None = None
     trajectory: ReflectiveTrajectory | None = None
@@ -60,12 +65,16 @@ class Recorder:
         self.states = [ids.clone()]
         self.actions: list[Tensor] = []
 
-    def add(self, ids: Tensor, index: Tensor, reveal: Tensor, remask: Tensor) -> None:
-        """The whole batch (B, N) after a step, and what was done in its unfinished rows `index`, (b, N) each."""
+    def add(
+        self, ids: Tensor, rows: Rows, window: Tensor | None, reveal: Tensor, revised: Tensor, replaced: bool
+    ) -> None:
+        """The whole batch (B, N) after a step, and what was done at the window of its unfinished rows, (b, A) each."""
+        done = (reveal * REVEAL + revised * (REPLACE if replaced else REMASK)).to(torch.int8)
         actions = torch.zeros(ids.shape, dtype=torch.int8, device=ids.device)
-        actions[index] = (reveal * REVEAL + remask * REMASK).to(torch.int8)
+        actions[rows.index] = put(actions[rows.index], window, done)
         self.states.append(ids.clone())
         self.actions.append(actions)
 
-    def trajectory(self) -> ReflectiveTrajectory:
-        return ReflectiveTrajectory(torch.stack(self.states), torch.stack(self.actions))
+    def trajectory(self, steps: int) -> ReflectiveTrajectory:
+        """Of the first so many steps: what comes after them changed nothing."""
+        return ReflectiveTrajectory(torch.stack(self.states[: steps + 1]), torch.stack(self.actions[:steps]))

@@ -9,12 +9,13 @@ The state of an editable position:
            reveal (reveal rule)
       +------------------------------+
       |                              v
-    [ M ]                        [ token ] --+ keep
+    [ M ]                        [ token ] --+ keep; or another token (T2T alone)
       ^                              |   ^---+
       +------------------------------+
            re-mask (revision rule, within the limits)
 
-There is no arrow from a token to another token: a token is changed by way of the mask.
+A step works on the positions of each row's active block and asks nothing of the host: rows that are done stand still
+until the next look at the batch, every step on a CPU, every few on a GPU.
 """
 
 from __future__ import annotations
@@ -24,15 +25,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from .configuration_rm import check_mask_token
-from .generation_canvas_rm import Canvas, block_schedule, build_canvas, check_inputs, row_generators, step_bounds
+from .generation_canvas_rm import (
+    Canvas,
+    block_schedule,
+    build_canvas,
+    check_inputs,
+    check_length,
+    row_keys,
+    step_bounds,
+)
 from .generation_config_rm import ReflectiveGenerationConfig
+from .generation_denoiser_rm import Denoised, Denoiser
 from .generation_output_rm import Recorder, ReflectiveOutput, ReflectiveTrajectory
-from .generation_rows_rm import LoopDetector, Rows, Sampler
-from .generation_rules_rm import REVEAL_RULES, REVISION_RULES, DenoisingStep, NoRevision, RemaskLimits
+from .generation_revision_rm import REVISION_RULES, NoRevision, RemaskLimits, Revision
+from .generation_rows_rm import (
+    EOS,
+    LOOP,
+    MAX_REVISION_ROUNDS,
+    MAX_STEPS,
+    STOP_REASONS,
+    LoopDetector,
+    Rows,
+    look,
+    put,
+    uniforms,
+)
+from .generation_rules_rm import REVEAL_RULES, DenoisingStep, Schedule
+from .generation_sampler_rm import Sampler, end_tokens
 from .history import HistoryState
 
 __all__ = ["ReflectiveGenerationMixin", "ReflectiveOutput", "ReflectiveTrajectory", "reflective_rule"]
@@ -101,12 +125,12 @@ class ReflectiveGenerationMixin:
         1. Resolve the settings and check every argument.
         2. Build the canvas: the input, and `max_new_tokens` masks behind it.
         3. Until every row is done:
-           a. run the model on the unfinished rows: logits, and their history with this state joined to it;
-           b. propose a token for every mask of the active block (argmax, or a sample from the row's own generator);
+           a. run the model on the unfinished rows: logits of the active block, the history with this state joined;
+           b. propose a token for every position of the block (argmax, or a sample with the row's own numbers);
            c. the reveal rule picks the masks that become their proposals;
-           d. the revision rule picks the visible tokens that become masks, and the limits cut its choice down;
+           d. the revision rule picks the visible tokens to take back, and the limits cut its choice down;
            e. apply both, record, stream;
-           f. move rows on to their next block, or finish them, and drop finished rows from the batch.
+           f. move rows on to their next block, or finish them; now and then drop the finished ones from the batch.
 
         Args:
             input_ids (`Tensor` of shape `(B, N)`, long): a prompt, a text with masks in it, or a full draft to revise.
@@ -140,11 +164,12 @@ class ReflectiveGenerationMixin:
         config = self._resolve_generation_config(generation_config, kwargs)
         mask_token_id = self._resolve_mask_token_id(config)
         check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
+        check_length(input_ids.shape[1] + (config.max_new_tokens or 0), self.config)
+        blocks = _attention_blocks(self.config, config)
         # 2. the canvas
-        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id)
-        generators = row_generators(generator, len(canvas.ids), samples=config.temperature > 0)
+        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks)
         # 3. the loop
-        return _DenoisingLoop(self, config, canvas, mask_token_id, generators).run(streamer, progress_bar)
+        return _DenoisingLoop(self, config, canvas, mask_token_id, generator).run(streamer, progress_bar)
 
     def generate(self, input_ids: Tensor, **kwargs: Any) -> Tensor:
         """The sequences of [`generate_reflective`], for code that expects `generate()`."""
@@ -175,17 +200,21 @@ class ReflectiveGenerationMixin:
         attention_mask: Tensor | None,
         editable_mask: Tensor,
         history: HistoryState | None,
-        use_history: bool | None,
-    ) -> tuple[Tensor, HistoryState | None]:
-        """One forward pass of the loop: logits (B, N, V) and the history after this state."""
+        use_history: bool,
+        positions: Tensor | None,
+        **inputs: Any,
+    ) -> Denoised:
+        """One forward pass of the loop: logits at `positions` (B, A) or everywhere, the history after this state."""
         output = self(
             input_ids=input_ids,
             attention_mask=attention_mask,
             editable_mask=editable_mask,
             history=history,
             use_history=use_history,
+            logits_positions=positions,
+            **inputs,
         )
-        return output.logits, output.history
+        return Denoised(output.logits, output.history, getattr(output, "policy", None))
 
     def _resolve_generation_config(
         self, generation_config: ReflectiveGenerationConfig | None, changes: dict[str, Any]
@@ -206,6 +235,17 @@ class ReflectiveGenerationMixin:
         return check_mask_token(own if config.mask_token_id is None else config.mask_token_id, self.config.vocab_size)
 
 
+def _attention_blocks(model_config: Any, config: ReflectiveGenerationConfig) -> int | None:
+    """Length of the attention's own blocks, which the canvas has to keep to; None for attention to all."""
+    own = getattr(model_config, "attention_block_length", None)
+    if own is not None and config.block_length not in (None, own):
+        raise ValueError(
+            f"`block_length` is {config.block_length}, but the model's attention goes by blocks of {own}: pass "
+            f"block_length={own} or leave it out."
+        )
+    return own
+
+
 class _DenoisingLoop:
     """The loop of `generate_reflective`, step 3 of its docstring."""
 
@@ -215,88 +255,180 @@ class _DenoisingLoop:
         config: ReflectiveGenerationConfig,
         canvas: Canvas,
         mask_token_id: int,
-        generators: list[torch.Generator] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> None:
-        self.model = model
         self.config = config
         self.canvas = canvas
         self.mask_token_id = mask_token_id
-        self.sampler = Sampler(model, config, mask_token_id)
+        self.device = canvas.ids.device
         self.reveal = REVEAL_RULES[config.reveal](config)
         self.revise = (NoRevision if config.revise is None else REVISION_RULES[config.revise])(config)
-        self.limits = RemaskLimits(config.max_remasks_per_position, config.max_remask_ratio)
+        self.limits = RemaskLimits(
+            config.max_remasks_per_position, config.max_remask_ratio, config.min_remasks_per_step, config.max_remasks
+        )
         self.schedule = block_schedule(config, canvas, mask_token_id)
         self.max_steps = step_bounds(config, canvas, self.schedule)
-        self.rows = Rows.begin(canvas, mask_token_id, generators)
+        self.ends = end_tokens(model, config, self.device)
+        self.sampler = Sampler(model, config, mask_token_id, self.ends, self.device)
+        self.denoiser = Denoiser(model, config, canvas, mask_token_id)
+        # With every block in reach there is one window over all of them.
+        self.everywhere = config.revise_scope == "all"
+        self.whole = canvas.whole
+        if self.everywhere and canvas.windows.shape[1] > 1:
+            canvas.windows = canvas.windows.flatten(1).sort(-1).values[:, None, : int(canvas.editable.sum(-1).max())]
+        draws = config.temperature > 0 or self.reveal.draws or self.revise.draws
+        self.rows = Rows.begin(canvas, mask_token_id, row_keys(generator, len(canvas.ids), draws, self.device))
+        self.memory: dict[str, Tensor] = {}
         self.loops = LoopDetector(canvas.ids) if self._state_is_everything() else None
         self.recorder = Recorder(canvas.ids) if config.output_trajectory else None
-        self.stop_reason = ["converged"] * len(canvas.ids)
-        counts = ("num_steps", "num_forwards", "num_reveals", "num_remasks", "num_edits")
-        self.counts = {name: torch.zeros_like(self.rows.index) for name in counts}
+        self.reason = torch.zeros_like(self.rows.index)
+        names = ("num_steps", "num_forwards", "num_reveals", "num_remasks", "num_edits", "num_revision_rounds")
+        self.counts = {name: torch.zeros_like(self.rows.index) for name in names}
+        # How many steps go by before the host looks which rows are done: looking makes a GPU wait.
+        self.patience = 1 if self.device.type == "cpu" else 8
 
     def run(self, streamer: BaseStreamer | None, progress_bar: bool) -> ReflectiveOutput:
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
         progress = logging.tqdm(total=len(self.canvas.ids), desc="rows", disable=not progress_bar)
+        step = 0
         while len(self.rows.index):
-            finished = self._step()
-            progress.update(finished)
+            self._step()
+            step += 1
+            if step % self.patience == 0:
+                progress.update(self._drop_done())
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(self.canvas.ids.cpu())
         progress.close()
+        self._cut_at_end()
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
             streamer.end()
         return self._output()
 
-    def _step(self) -> int:
-        """Steps a to f for the unfinished rows; the number of rows that finished."""
+    def _step(self) -> None:
+        """Steps a to f for the unfinished rows."""
         rows = self.rows
+        window = None if self.whole else rows.window()
         # a. the model
-        logits, rows.history = self.model._denoise(
-            rows.ids, rows.attention_mask, rows.editable, rows.history, self.config.use_history
-        )
+        denoised = self.denoiser(rows, window)
         # b. proposals
-        active = rows.blocks == rows.block[:, None]
-        is_mask = rows.ids == self.mask_token_id
-        masked, visible = active & is_mask, active & ~is_mask
-        proposal = self.sampler(logits, masked, rows)
-        step = DenoisingStep(rows.ids, logits, masked, visible, proposal, self._quota(rows), self.mask_token_id)
+        step = self._look(rows, window, denoised)
         # c. reveal, d. revise
         reveal = self.reveal(step)
-        fires, ranks = self.revise(step)
-        remask = self.limits(fires & ~rows.closed[:, None], ranks, visible, rows.remasks)
+        wanted = self.revise(step)
+        revised = self.limits(
+            wanted.fires & ~rows.closed[:, None],
+            wanted.ranks,
+            step.visible,
+            look(rows.revisions, window),
+            self.counts["num_remasks"][rows.index] + self.counts["num_edits"][rows.index],
+        )
         # e. apply and record
-        rows.ids = torch.where(reveal, proposal, rows.ids.masked_fill(remask, self.mask_token_id))
-        rows.remasks = rows.remasks + remask
-        self._record(rows, reveal, remask)
+        self._apply(rows, window, step, reveal, revised, wanted)
         # f. move on
-        return self._advance(rows, masked, reveal, remask)
+        self._advance(rows, step.masked, reveal, revised)
 
-    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, remask: Tensor) -> int:
+    def _look(self, rows: Rows, window: Tensor | None, denoised: Denoised) -> DenoisingStep:
+        """What the rules see: the active block of every row that is not done."""
+        ids = look(rows.ids, window)
+        blocks = rows.blocks if window is None else F.pad(rows.blocks, (0, 1), value=-1).gather(1, window)
+        active = (blocks <= rows.block[:, None]) if self.everywhere else (blocks == rows.block[:, None])
+        active = active & (blocks >= 0) & ~rows.done[:, None]
+        is_mask = ids == self.mask_token_id
+        rank, keys, now = look(rows.rank, window), rows.keys, rows.steps
+        draw = None if keys is None else lambda stream: uniforms(keys, now, rank, stream)
+        proposal, best, best_logit, log_partition = self.sampler(denoised.logits, draw)
+        steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
+        size = (rows.blocks == rows.block[:, None]).sum(-1)
+        return DenoisingStep(
+            ids=ids,
+            logits=denoised.logits,
+            masked=active & is_mask,
+            visible=active & ~is_mask,
+            forbidden=self.sampler.forbidden,
+            proposal=proposal,
+            best=best,
+            best_logit=best_logit,
+            log_partition=log_partition,
+            schedule=Schedule(rows.block_step, steps, rows.block_masks, size),
+            policy=denoised.policy,
+            delayed=self.ends if self.config.delay_eos else None,
+            uniforms=draw,
+            memory=self.memory,
+        )
+
+    def _apply(
+        self, rows: Rows, window: Tensor | None, step: DenoisingStep, reveal: Tensor, revised: Tensor, wanted: Revision
+    ) -> None:
+        instead = self.mask_token_id if wanted.replacement is None else wanted.replacement
+        new = torch.where(reveal, step.proposal, torch.where(revised, instead, step.ids))
+        rows.ids = put(rows.ids, window, new)
+        rows.revisions = rows.revisions + put(torch.zeros_like(rows.ids), window, revised.long())
+        self.memory = self.revise.note(step, reveal)
+        self.canvas.ids[rows.index] = rows.ids
+        alive = ~rows.done
+        rows.steps = rows.steps + alive
+        revisions = "num_remasks" if wanted.replacement is None else "num_edits"
+        additions = {
+            "num_steps": alive,
+            "num_forwards": alive * self.denoiser.forwards_per_step,
+            "num_reveals": reveal.sum(-1),
+            revisions: revised.sum(-1),
+            "num_revision_rounds": alive & ~step.masked.any(-1),
+        }
+        for name, amount in additions.items():
+            self.counts[name][rows.index] += amount
+        if self.recorder is not None:
+            self.recorder.add(self.canvas.ids, rows, window, reveal, revised, wanted.replacement is not None)
+
+    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> None:
         """Decide for every row whether its block goes on, its next block begins, or it is done."""
-        had_mask, revised = masked.any(-1), remask.any(-1)
-        has_mask = (masked & ~reveal).any(-1) | revised
-        rows.quiet = torch.where(had_mask | revised, 0, rows.quiet + 1)
+        had_mask, moved = masked.any(-1), revised.any(-1)
+        has_mask = (masked & ~reveal).any(-1)
+        if not isinstance(self.revise, NoRevision):
+            has_mask = has_mask | (moved if not self._replaces() else torch.zeros_like(moved))
+        rows.quiet = torch.where(had_mask | moved, 0, rows.quiet + 1)
         rows.rounds = rows.rounds + ~had_mask
         rows.block_step = rows.block_step + 1
-        settled = ~has_mask if self.config.revise is None else ~has_mask & (rows.quiet >= self.config.patience)
+        settled = ~has_mask & self._at_rest(rows)
         if self.config.max_revision_rounds is not None:
             spent = rows.rounds >= self.config.max_revision_rounds
-            self._close(rows, spent & ~has_mask & ~settled, "max_revision_rounds")
+            self._close(rows, spent & ~has_mask & ~settled, MAX_REVISION_ROUNDS)
         if self.loops is not None:
-            self._close(rows, self.loops.returned(rows.index, rows.ids) & (has_mask | revised), "loop")
-        block_done = settled | ~has_mask & rows.closed
-        row_done = block_done & (rows.block >= rows.blocks.amax(-1))
+            self._close(rows, self.loops.returned(rows.ids) & (has_mask | moved), LOOP)
+        block_done = (settled | ~has_mask & rows.closed) & ~rows.done
+        row_done = block_done & (rows.block >= rows.num_blocks - 1)
+        if self.config.stop_at_eos:
+            ended = block_done & self._has_end(rows)
+            rows.reason = torch.where(ended & ~row_done, EOS, rows.reason)
+            row_done = row_done | ended
         self._begin_blocks(rows, block_done & ~row_done)
-        out_of_steps = self.counts["num_steps"][rows.index] >= self.max_steps[rows.index]
-        return self._drop(rows, row_done, out_of_steps & ~row_done)
+        out_of_steps = (rows.steps >= self.max_steps[rows.index]) & ~row_done & ~rows.done
+        rows.reason = torch.where(out_of_steps, MAX_STEPS, rows.reason)
+        rows.done = rows.done | row_done | out_of_steps
 
-    def _close(self, rows: Rows, which: Tensor, reason: str) -> None:
+    def _replaces(self) -> bool:
+        return self.config.revise == "t2t"
+
+    def _at_rest(self, rows: Rows) -> Tensor:
+        """(b,) bool: nothing has changed for long enough, or the schedule is over where the rules keep to one."""
+        if self.config.revise is None:
+            return torch.ones_like(rows.closed)
+        if self.revise.ends_with_schedule:
+            steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
+            return rows.block_step >= steps
+        return rows.quiet >= self.config.patience
+
+    def _has_end(self, rows: Rows) -> Tensor:
+        """(b,) bool: an end token stands among the editable tokens of the blocks so far."""
+        assert self.ends is not None
+        so_far = (rows.blocks >= 0) & (rows.blocks <= rows.block[:, None])
+        return ((rows.ids[..., None] == self.ends).any(-1) & so_far).any(-1)
+
+    def _close(self, rows: Rows, which: Tensor, reason: int) -> None:
         """No more revision for these rows' active block: what is still masked is revealed, and that is that."""
-        newly = which & ~rows.closed
-        for row in rows.index[newly].tolist():
-            self.stop_reason[row] = reason
+        rows.reason = torch.where(which & ~rows.closed & ~rows.done, reason, rows.reason)
         rows.closed = rows.closed | which
 
     def _begin_blocks(self, rows: Rows, which: Tensor) -> None:
@@ -307,55 +439,54 @@ class _DenoisingLoop:
         rows.closed = rows.closed & ~which
         in_block = (rows.blocks == rows.block[:, None]) & (rows.ids == self.mask_token_id)
         rows.block_masks = torch.where(which, in_block.sum(-1), rows.block_masks)
+        for name, values in self.memory.items():
+            self.memory[name] = values.masked_fill(which[:, None], torch.nan)
         if self.loops is not None:
-            self.loops.forget(rows.index[which])
+            self.loops.forget(which)
 
-    def _drop(self, rows: Rows, done: Tensor, out_of_steps: Tensor) -> int:
-        """Go on without these rows; how many they are."""
-        for row in rows.index[out_of_steps].tolist():
-            self.stop_reason[row] = "max_steps"
-        dropped = done | out_of_steps
-        finished = int(dropped.sum())
-        self.rows = rows.select(~dropped) if finished else rows
+    def _drop_done(self) -> int:
+        """Go on without the rows that are done; how many they are."""
+        rows = self.rows
+        keep = ~rows.done
+        finished = len(keep) - int(keep.sum())
+        if finished:
+            self.reason[rows.index] = rows.reason
+            self.rows = rows.select(keep)
+            self.memory = {name: values[keep] for name, values in self.memory.items()}
+            self.denoiser.select(keep)
+            if self.loops is not None:
+                self.loops.select(keep)
         return finished
 
-    def _quota(self, rows: Rows) -> Tensor:
-        """(b,) masks to reveal now: the block's masks spread evenly over its steps, the first taking the remainder."""
-        steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
-        each, more = rows.block_masks // steps, rows.block_masks % steps
-        quota = each + (rows.block_step < more)
-        # Past the schedule (masks that a revision reopened) the pace stays that of the schedule, at least one a step.
-        return torch.where(rows.block_step < steps, quota, each.clamp(min=1))
-
-    def _record(self, rows: Rows, reveal: Tensor, remask: Tensor) -> None:
-        self.canvas.ids[rows.index] = rows.ids
-        self.counts["num_steps"][rows.index] += 1
-        self.counts["num_forwards"][rows.index] += 1
-        self.counts["num_reveals"][rows.index] += reveal.sum(-1)
-        self.counts["num_remasks"][rows.index] += remask.sum(-1)
-        if self.recorder is not None:
-            self.recorder.add(self.canvas.ids, rows.index, reveal, remask)
+    def _cut_at_end(self) -> None:
+        """What follows the first end token of an answer becomes padding."""
+        if not self.config.stop_at_eos:
+            return
+        assert self.ends is not None
+        canvas = self.canvas
+        is_end = (canvas.ids[..., None] == self.ends).any(-1) & canvas.editable
+        behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
+        pad = self.config.pad_token_id
+        canvas.ids = torch.where(behind & canvas.editable, int(self.ends[0]) if pad is None else pad, canvas.ids)
 
     def _state_is_everything(self) -> bool:
         """Whether the next step depends on the current state alone, so that a repeated state proves a loop."""
-        use_history = self.config.use_history
-        if use_history is None:
-            use_history = getattr(self.model.config, "history", False)
         return not (
-            use_history
+            self.denoiser.use_history
             or self.config.temperature > 0
             or self.revise.remembers
+            or self.revise.draws
             or self.limits.per_position is not None
+            or self.limits.total is not None
             or self.reveal.follows_schedule
         )
 
     def _output(self) -> ReflectiveOutput:
+        reasons = [STOP_REASONS[reason] for reason in self.reason.tolist()]
+        ended = torch.tensor([reason in ("converged", "eos") for reason in reasons], device=self.device)
+        trajectory = None
+        if self.recorder is not None:
+            trajectory = self.recorder.trajectory(int(self.counts["num_steps"].max()))
         return ReflectiveOutput(
-            sequences=self.canvas.ids,
-            **self.counts,
-            converged=torch.tensor(
-                [reason == "converged" for reason in self.stop_reason], device=self.canvas.ids.device
-            ),
-            stop_reason=self.stop_reason,
-            trajectory=None if self.recorder is None else self.recorder.trajectory(),
+            sequences=self.canvas.ids, **self.counts, converged=ended, stop_reason=reasons, trajectory=trajectory
         )

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""Rows under way: the state of the unfinished ones, their proposals, and the loops that they run into."""
+"""Rows under way: the state of the unfinished ones, their random numbers, and the loops that they run into."""
 
 from __future__ import annotations
 
@@ -8,39 +8,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from torch.nn import functional as F
 
 from .generation_canvas_rm import Canvas
-from .generation_config_rm import ReflectiveGenerationConfig
 from .history import HistoryState
+
+CONVERGED, MAX_STEPS, MAX_REVISION_ROUNDS, LOOP, EOS = range(5)
+STOP_REASONS = ("converged", "max_steps", "max_revision_rounds", "loop", "eos")
 
 
 @dataclass
 class Rows:
-    """State of the unfinished rows, b <= B of them. One place, so that dropping rows cannot forget a tensor."""
+    """
+    State of the unfinished rows, b <= B of them. One place, so that dropping rows cannot forget a tensor.
+
+    A row that is `done` stays until the next look at the batch: nothing about it changes any more.
+    """
 
     index: Tensor  # (b,) row in the caller's batch
     ids: Tensor  # (b, N)
     attention_mask: Tensor | None  # (b, N)
     editable: Tensor  # (b, N)
     blocks: Tensor  # (b, N)
+    rank: Tensor  # (b, N)
+    windows: Tensor  # (b, K, A)
+    num_blocks: Tensor  # (b,)
     block: Tensor  # (b,) the active block
     block_step: Tensor  # (b,) steps done in it
     block_masks: Tensor  # (b,) masks it held when it began
-    remasks: Tensor  # (b, N) re-masks of each position
+    revisions: Tensor  # (b, N) how often each position was re-masked or replaced
     quiet: Tensor  # (b,) steps in a row without a mask and without a change
-    rounds: Tensor  # (b,) steps that began without a mask
+    rounds: Tensor  # (b,) steps in the block that began without a mask
     closed: Tensor  # (b,) revision is over for the active block
-    history: HistoryState | None
-    generators: list[torch.Generator] | None
+    done: Tensor  # (b,)
+    reason: Tensor  # (b,) index into STOP_REASONS
+    steps: Tensor  # (b,) steps done
+    keys: Tensor | None  # (b,) of random numbers
+    history: HistoryState | None = None
+    unconditional: HistoryState | None = None
 
     @classmethod
-    def begin(cls, canvas: Canvas, mask_token_id: int, generators: list[torch.Generator] | None) -> Rows:
+    def begin(cls, canvas: Canvas, mask_token_id: int, keys: Tensor | None) -> Rows:
         """All rows, before their first step."""
         index = torch.arange(len(canvas.ids), device=canvas.ids.device)
         zeros = torch.zeros_like(index)
@@ -50,72 +58,73 @@ class Rows:
             attention_mask=canvas.attention_mask,
             editable=canvas.editable,
             blocks=canvas.blocks,
+            rank=canvas.rank,
+            windows=canvas.windows,
+            num_blocks=canvas.num_blocks,
             block=zeros,
             block_step=zeros,
             block_masks=((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1),
-            remasks=torch.zeros_like(canvas.ids),
+            revisions=torch.zeros_like(canvas.ids),
             quiet=zeros,
             rounds=zeros,
             closed=zeros.bool(),
-            history=None,
-            generators=generators,
+            done=zeros.bool(),
+            reason=zeros,
+            steps=zeros,
+            keys=keys,
         )
 
     def select(self, keep: Tensor) -> Rows:
         """The rows where `keep` (b,) is true."""
-        chosen: dict[str, Any] = {n: v[keep] if isinstance(v, Tensor) else v for n, v in vars(self).items()}
-        if self.history is not None:
-            chosen["history"] = self.history.select(keep)
-        if self.generators is not None:
-            chosen["generators"] = [g for g, kept in zip(self.generators, keep.tolist(), strict=True) if kept]
+        whole = lambda v: v[keep] if isinstance(v, Tensor) else v.select(keep) if v is not None else None  # noqa: E731
+        chosen: dict[str, Any] = {name: whole(value) for name, value in vars(self).items()}
         return Rows(**chosen)
 
-
-class Sampler:
-    """Proposes a token for every mask: the argmax, or a sample drawn with the row's own generator."""
-
-    def __init__(self, model: Any, config: ReflectiveGenerationConfig, mask_token_id: int) -> None:
-        self.forbidden = _forbidden_ids(model, config, mask_token_id)
-        self.processors = LogitsProcessorList()
-        if config.temperature > 0:
-            self.processors.append(TemperatureLogitsWarper(float(config.temperature)))
-        if config.top_k is not None:
-            self.processors.append(TopKLogitsWarper(config.top_k))
-        if config.top_p is not None:
-            self.processors.append(TopPLogitsWarper(float(config.top_p)))
-
-    def __call__(self, logits: Tensor, masked: Tensor, rows: Rows) -> Tensor:
-        """(b, N) long: proposals where `masked` (b, N), the present ids elsewhere."""
-        # Only the rows of masks are looked at: (K, V), not (b, N, V).
-        scores = logits[masked].index_fill(-1, self.forbidden, -torch.inf)
-        if rows.generators is not None:
-            scores = self.processors(None, scores.float())
-            scores = scores - _exponential_noise(masked.sum(-1).tolist(), scores, rows.generators).log()
-        proposal = rows.ids.clone()
-        proposal[masked] = scores.argmax(-1)
-        return proposal
+    def window(self) -> Tensor:
+        """(b, A) positions of each row's active block, N where there is none."""
+        if self.windows.shape[1] == 1:
+            return self.windows[:, 0]
+        return self.windows.gather(1, self.block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
 
 
-def _forbidden_ids(model: Any, config: ReflectiveGenerationConfig, mask_token_id: int) -> Tensor:
-    """Ids that no reveal writes: the mask and the reserved ones."""
-    own = getattr(model.config, "suppressed_token_ids", None) or []
-    ids = sorted({mask_token_id, *own, *(config.suppressed_token_ids or [])})
-    vocab_size = model.config.vocab_size
-    if ids[0] < 0 or ids[-1] >= vocab_size or len(ids) == vocab_size:
-        raise ValueError(
-            f"`suppressed_token_ids` is {config.suppressed_token_ids} for a vocabulary of {vocab_size}: pass ids from "
-            f"0 to {vocab_size - 1} that leave at least one token to reveal."
-        )
-    return torch.tensor(ids, device=model.device)
+def look(values: Tensor, window: Tensor | None) -> Tensor:
+    """(b, N) at the window's positions (b, A); 0 where a window has none."""
+    return values if window is None else F.pad(values, (0, 1)).gather(1, window)
 
 
-def _exponential_noise(counts: list[int], like: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Exp(1) noise of shape (K, V), each row's part from its own generator, so that neighbours never matter."""
-    parts = []
-    for count, generator in zip(counts, generators, strict=True):
-        part = torch.empty(count, like.shape[-1], dtype=torch.float32, device=generator.device)
-        parts.append(part.exponential_(generator=generator).to(like.device))
-    return torch.cat(parts)
+def put(values: Tensor, window: Tensor | None, new: Tensor) -> Tensor:
+    """(b, N) with `new` (b, A) at the window's positions."""
+    return new if window is None else F.pad(values, (0, 1)).scatter(1, window, new)[:, :-1]
+
+
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # SplitMix64's, signed
+
+
+def uniforms(keys: Tensor, step: Tensor, position: Tensor, stream: int) -> Tensor:
+    """
+    Numbers in (0, 1) from (key (b,), step (b,), position (b, A), stream): the same whatever else is in the batch.
+
+    SplitMix64 (Steele, Lea and Flood 2014) as a hash. Every thread of every device computes its own; no state.
+
+    Example:
+        >>> key, step = torch.tensor([5]), torch.tensor([0])
+        >>> bool(uniforms(key, step, torch.tensor([[0, 1]]), 0)[0, 1] == uniforms(key, step, torch.tensor([[1]]), 0))
+        True
+    """
+    mixed = _mix(_mix(keys + _GOLDEN * (stream + 1)) + _GOLDEN * step)
+    mixed = _mix(mixed[:, None] + _GOLDEN * (position + 1))
+    return ((_shift(mixed, 40)).double().add(0.5) * 2.0**-24).float()
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of int64."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 class LoopDetector:
@@ -126,22 +135,24 @@ class LoopDetector:
         generator = torch.Generator().manual_seed(0)
         bounds = torch.iinfo(torch.int64)
         self.weights = torch.randint(bounds.min, bounds.max, ids.shape[1:], generator=generator).to(ids.device) | 1
-        self.seen: list[set[int]] = [{h} for h in self._hash(ids)]
+        self.seen = [self._hash(ids)]
+        self.since = torch.zeros_like(self.seen[0])
 
-    def _hash(self, ids: Tensor) -> list[int]:
-        mixed = (ids + 1) * self.weights
-        mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
-        return (mixed ^ (mixed >> 32)).sum(-1).tolist()
+    def _hash(self, ids: Tensor) -> Tensor:
+        return _mix((ids + 1) * self.weights).sum(-1)
 
-    def returned(self, index: Tensor, ids: Tensor) -> Tensor:
-        """(b,) bool for the rows `index`; their new states are remembered."""
-        result = []
-        for row, value in zip(index.tolist(), self._hash(ids), strict=True):
-            result.append(value in self.seen[row])
-            self.seen[row].add(value)
-        return torch.tensor(result, dtype=torch.bool, device=ids.device)
+    def returned(self, ids: Tensor) -> Tensor:
+        """(b,) bool: states (b, N) that were there before; they are remembered."""
+        new = self._hash(ids)
+        before = torch.stack(self.seen, dim=-1)
+        place = torch.arange(before.shape[1], device=ids.device)
+        self.seen.append(new)
+        return ((before == new[:, None]) & (place >= self.since[:, None])).any(-1)
 
-    def forget(self, index: Tensor) -> None:
-        """The rows `index` begin another block, in which earlier states prove nothing."""
-        for row in index.tolist():
-            self.seen[row].clear()
+    def forget(self, which: Tensor) -> None:
+        """These rows (b,) begin another block, in which earlier states prove nothing."""
+        self.since = torch.where(which, len(self.seen), self.since)
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with the rows where `keep` (b,) is true."""
+        self.seen, self.since = [values[keep] for values in self.seen], self.since[keep]

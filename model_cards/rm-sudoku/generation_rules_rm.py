@@ -1,20 +1,19 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
 """
-Reveal rules and revision rules: the two small objects that make one decoding loop into every decoder of the field.
+What the rules see of a step, the reveal rules, and Eq. 1 itself.
 
-At each step the loop hands both rules the same `DenoisingStep`. A reveal rule says which masks become tokens; a
-revision rule says which visible tokens are taken back, and which of them first where a limit allows only some.
+At each step the loop hands a reveal rule and a revision rule the same `DenoisingStep`. A reveal rule says which masks
+become tokens; a revision rule (`generation_revision_rm`) which visible tokens are taken back. To add one: write a
+class and name it in `REVEAL_RULES` or `REVISION_RULES`. The loop need not change.
 
-To add a rule: write a class below and name it in `REVEAL_RULES` or `REVISION_RULES`. The loop need not change.
-
-Shapes: B active rows, N positions, V vocabulary.
+Shapes: B active rows, A positions of a row's active block, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,44 +25,109 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DenoisingStep:
+class Schedule:
     """
-    What the rules see of one step. Positions that are not in the active block are neither masked nor visible here.
+    Where each row stands in its block: all (B,) long.
 
     Attributes:
-        ids (`Tensor` (B, N), long): the state before the step.
-        logits (`Tensor` (B, N, V)): the model's scores, mask and reserved ids included.
-        masked (`Tensor` (B, N), bool): masks of the active block.
-        visible (`Tensor` (B, N), bool): editable tokens of the active block that are not masks.
-        proposal (`Tensor` (B, N), long): the token each mask would become; undefined elsewhere.
-        quota (`Tensor` (B,), long): how many masks the schedule wants revealed now.
-        mask_token_id (`int`): the mask.
+        step: steps done in the block.
+        steps: steps that its reveal schedule has.
+        masks: masks it held when it began.
+        size: editable positions it has.
+    """
+
+    step: Tensor
+    steps: Tensor
+    masks: Tensor
+    size: Tensor
+
+    def reveals_now(self) -> Tensor:
+        """(B,) masks to reveal: the block's spread evenly over its steps, the first taking the remainder (LLaDA)."""
+        each, more = self.masks // self.steps, self.masks % self.steps
+        quota = each + (self.step < more)
+        # Past the schedule (masks that a revision reopened) the pace stays that of the schedule, at least one a step.
+        return torch.where(self.step < self.steps, quota, each.clamp(min=1))
+
+    def visible_after(self) -> Tensor:
+        """(B,) K_n, positions visible after this step: spread evenly, the last steps taking the remainder (RemeDi)."""
+        done = (self.step + 1).clamp(max=self.steps)
+        each, more = self.masks // self.steps, self.masks % self.steps
+        return self.size - self.masks + done * each + (done - (self.steps - more)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """
+    What the rules see of one step: the positions of the active block, and nothing else.
+
+    Attributes:
+        ids (`Tensor` (B, A), long): the state before the step.
+        logits (`Tensor` (B, A, V)): the model's scores, mask and reserved ids included.
+        masked (`Tensor` (B, A), bool): masks.
+        visible (`Tensor` (B, A), bool): editable tokens that are not masks.
+        forbidden (`Tensor` (F,), long): the mask and the reserved ids, which are never written; the mask first.
+        proposal (`Tensor` (B, A), long): the token that each position would become.
+        best (`Tensor` (B, A), long): the most probable token that may be written.
+        best_logit (`Tensor` (B, A)): its score.
+        log_partition (`Tensor` (B, A), float32): log sum exp of the scores, over the vocabulary or over what may be
+            written (`restrict_confidence`).
+        schedule ([`Schedule`]): where each row stands.
+        policy (`Tensor` (B, A), *optional*): the score of a learned unmasking policy.
+        delayed (`Tensor` (D,), *optional*): tokens that are revealed last.
+        uniforms (`Callable`): stream number to (B, A) numbers in (0, 1) of the rows' own.
+        memory (`dict`): what a rule noted in earlier steps of the block, (B, A) each; NaN when a block begins.
     """
 
     ids: Tensor
     logits: Tensor
     masked: Tensor
     visible: Tensor
+    forbidden: Tensor
     proposal: Tensor
-    quota: Tensor
-    mask_token_id: int
+    best: Tensor
+    best_logit: Tensor
+    log_partition: Tensor
+    schedule: Schedule
+    policy: Tensor | None = None
+    delayed: Tensor | None = None
+    uniforms: Callable[[int], Tensor] | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mask_logit(self) -> Tensor:
+        """(B, A) score of the mask."""
+        return self.logits.index_select(-1, self.forbidden[:1])[..., 0]
+
+    def probability(self, tokens: Tensor) -> Tensor:
+        """(B, A) probability of the tokens (B, A)."""
+        return (self.logits.gather(-1, tokens[..., None])[..., 0].float() - self.log_partition).exp()
 
     @cached_property
-    def proposal_log_probability(self) -> Tensor:
-        """(B, N) log-probability of each mask's proposal under the full softmax; -inf where there is no mask."""
-        rows = self.logits[self.masked].float()
-        chosen = rows.gather(-1, self.proposal[self.masked][:, None])[:, 0] - rows.logsumexp(-1)
-        return self.on_masks(chosen)
+    def best_probability(self) -> Tensor:
+        """(B, A) max p, the mask and reserved ids not counted."""
+        return (self.best_logit.float() - self.log_partition).exp()
 
-    def on_masks(self, values: Tensor) -> Tensor:
-        """(K,) values of the masked positions, laid out as (B, N) with -inf elsewhere."""
-        laid_out = torch.full(self.ids.shape, -torch.inf, dtype=torch.float32, device=self.ids.device)
-        laid_out[self.masked] = values.float()
-        return laid_out
+    @cached_property
+    def confidence(self) -> Tensor:
+        """(B, A) log-probability of the proposal at masks, -inf elsewhere; delayed tokens behind all others."""
+        chosen = self.logits.gather(-1, self.proposal[..., None])[..., 0].float() - self.log_partition
+        if self.delayed is not None:
+            late = (self.proposal[..., None] == self.delayed).any(-1)
+            chosen = torch.where(late, chosen - 1e9, chosen)
+        return chosen.masked_fill(~self.masked, -torch.inf)
+
+    @cached_property
+    def writable_log_probabilities(self) -> Tensor:
+        """(B, A, V) log-probabilities among what may be written; -inf at the rest. A copy: few rules need it."""
+        return self.logits.float().index_fill(-1, self.forbidden, -torch.inf).log_softmax(-1)
 
 
 class Rule:
-    """A rule is made from the generation config; most need nothing of it."""
+    """A rule is made from the generation config; most need nothing of it. `draws`: whether it needs `uniforms`."""
+
+    draws: ClassVar[bool] = False
+    # The rule keeps to the schedule: a block is over when that is, and not when nothing has changed for a while.
+    ends_with_schedule: ClassVar[bool] = False
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
         del config
@@ -76,21 +140,7 @@ class RevealRule(Rule, ABC):
 
     @abstractmethod
     def __call__(self, step: DenoisingStep) -> Tensor:
-        """(B, N) bool, a subset of `step.masked`."""
-
-
-class RevisionRule(Rule, ABC):
-    """
-    Says which visible tokens are taken back.
-
-    `remembers`: whether the rule carries a memory from step to step, so that a repeated state need not repeat itself.
-    """
-
-    remembers: ClassVar[bool] = False
-
-    @abstractmethod
-    def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
-        """(B, N) bool where it fires, a subset of `step.visible`, and (B, N) ranks: a cap takes the lowest first."""
+        """(B, A) bool, a subset of `step.masked`."""
 
 
 class RevealAll(RevealRule):
@@ -101,16 +151,34 @@ class RevealAll(RevealRule):
 
 
 class RevealAboveThreshold(RevealRule):
-    """Masks whose proposal is more probable than the threshold, and always the few most confident ones."""
+    """Masks whose proposal is more probable than the threshold, and always the few most confident ones (Fast-dLLM)."""
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
         self.threshold = config.reveal_threshold
         self.at_least = config.min_reveals_per_step
 
     def __call__(self, step: DenoisingStep) -> Tensor:
-        confidence = step.proposal_log_probability
-        most_confident = lowest_ranked(-confidence, step.quota.new_full(step.quota.shape, self.at_least))
-        return ((confidence.exp() > self.threshold) | most_confident) & step.masked
+        most_confident = lowest_ranked(-step.confidence, torch.full_like(step.schedule.step, self.at_least))
+        return ((step.confidence.exp() > self.threshold) | most_confident) & step.masked
+
+
+class RevealByFactor(RevealRule):
+    """
+    Fast-dLLM's factor rule: the most confident n masks, n the largest with (n + 1)(1 - c_n) < factor, at least one.
+
+    c_n is the n-th highest confidence: the more masks fall at once, the surer each of them has to be.
+    """
+
+    def __init__(self, config: ReflectiveGenerationConfig) -> None:
+        self.factor = config.reveal_factor
+        self.at_least = config.min_reveals_per_step
+
+    def __call__(self, step: DenoisingStep) -> Tensor:
+        ordered = step.confidence.exp().sort(dim=-1, descending=True).values
+        number = torch.arange(1, ordered.shape[-1] + 1, device=ordered.device)
+        # (n + 1)(1 - c_n) grows with n, so the places that satisfy it come first.
+        count = ((number + 1) * (1 - ordered) < self.factor).sum(-1).clamp(min=self.at_least)
+        return lowest_ranked(-step.confidence, count) & step.masked
 
 
 class RevealByConfidence(RevealRule):
@@ -119,57 +187,127 @@ class RevealByConfidence(RevealRule):
     follows_schedule: ClassVar[bool] = True
 
     def score(self, step: DenoisingStep) -> Tensor:
-        """(B, N): the highest is revealed first."""
-        return step.proposal_log_probability
+        """(B, A): the highest is revealed first."""
+        return step.confidence
 
     def __call__(self, step: DenoisingStep) -> Tensor:
-        return lowest_ranked(-self.score(step), step.quota) & step.masked
+        score = self.score(step).masked_fill(~step.masked, -torch.inf)
+        return lowest_ranked(-score, step.schedule.reveals_now()) & step.masked
 
 
 class RevealByMargin(RevealByConfidence):
     """The schedule's number of masks, largest gap between the two most probable tokens first."""
 
     def score(self, step: DenoisingStep) -> Tensor:
-        best = step.logits[step.masked].float().softmax(-1).topk(2, dim=-1).values
-        return step.on_masks(best[:, 0] - best[:, 1])
+        best = step.writable_log_probabilities.topk(2, dim=-1).values.exp()
+        return best[..., 0] - best[..., 1]
 
 
 class RevealByEntropy(RevealByConfidence):
     """The schedule's number of masks, lowest entropy first (Dream)."""
 
     def score(self, step: DenoisingStep) -> Tensor:
-        log_p = step.logits[step.masked].float().log_softmax(-1)
-        return step.on_masks(torch.special.entr(log_p.exp()).sum(-1).neg())
+        return torch.special.entr(step.writable_log_probabilities.exp()).sum(-1).neg()
 
 
-class ReflectiveRevision(RevisionRule):
-    """Eq. 1: re-mask where the mask is more probable than the token that stands there; a tie keeps."""
+class RevealByPolicy(RevealRule):
+    """The masks among the K_n positions of highest policy score (RemeDi); the revision rule takes back the others."""
 
-    def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
-        advantage = remask_advantage(step.ids, step.logits, step.mask_token_id)
-        return (advantage > 0) & step.visible, -advantage
+    follows_schedule: ClassVar[bool] = True
+    ends_with_schedule: ClassVar[bool] = True
+
+    def __call__(self, step: DenoisingStep) -> Tensor:
+        return kept_by_policy(step) & step.masked
 
 
-class NoRevision(RevisionRule):
-    """What is revealed stays."""
+def kept_by_policy(step: DenoisingStep) -> Tensor:
+    """(B, A) bool: the K_n positions of the block with the highest policy score; ties go to the lower index."""
+    if step.policy is None:
+        raise ValueError(
+            'reveal="policy" and revise="policy" need a model with a learned unmasking policy, and this one returns '
+            'no `policy`: pass reveal="confidence" and another revision rule.'
+        )
+    score = step.policy.float().masked_fill(~(step.masked | step.visible), -torch.inf)
+    return lowest_ranked(-score, step.schedule.visible_after())
 
-    def __call__(self, step: DenoisingStep) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(step.visible), torch.zeros_like(step.ids, dtype=torch.float32)
+
+class RevealAtRandom(RevealRule):
+    """ReMDM's posterior: each mask falls with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)."""
+
+    follows_schedule: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    ends_with_schedule: ClassVar[bool] = True
+
+    def __init__(self, config: ReflectiveGenerationConfig) -> None:
+        self.times = RemaskingTimes(config)
+
+    def __call__(self, step: DenoisingStep) -> Tensor:
+        assert step.uniforms is not None
+        return (step.uniforms(1) < self.times.reveal_probability(step.schedule)[:, None]) & step.masked
+
+
+class RemaskingTimes:
+    """
+    ReMDM's schedule (Wang et al. 2025): alpha, the expected visible share, and sigma, the re-masking probability.
+
+    With n steps, step i goes from t = 1 - i/n to s = 1 - (i + 1)/n. alpha_t = 1 - t; the variant "loop" instead rises
+    to `remdm_alpha` until t = `remdm_window[0]`, stays there until `remdm_window[1]`, and then rises to 1.
+    """
+
+    def __init__(self, config: ReflectiveGenerationConfig) -> None:
+        self.variant, self.eta = config.remdm_variant, config.remdm_eta
+        self.window, self.plateau = config.remdm_window, config.remdm_alpha
+
+    def alpha(self, time: Tensor) -> Tensor:
+        """(B,) expected visible share at time 1 (all masked) to 0 (all visible)."""
+        if self.variant != "loop":
+            return 1 - time
+        on, off = self.window
+        rising = self.plateau * (1 - time) / (1 - on)
+        ending = self.plateau + (1 - self.plateau) * (off - time) / off
+        return torch.where(time > on, rising, torch.where(time > off, self.plateau, ending))
+
+    def at(self, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) alpha_t, alpha_s and the largest sigma that is possible, float64."""
+        done = schedule.step.clamp(max=schedule.steps - 1).double()
+        now, then = self.alpha(1 - done / schedule.steps), self.alpha(1 - (done + 1) / schedule.steps)
+        return now, then, ((1 - then) / now.clamp(min=1e-12)).clamp(max=1.0)
+
+    def sigma(self, schedule: Schedule) -> Tensor:
+        """(B,) re-masking probability of a visible token; "conf" still shares it out by confidence."""
+        now, then, most = self.at(schedule)
+        if self.variant == "cap":
+            return most.clamp(max=self.eta)
+        if self.variant == "rescale":
+            return self.eta * most
+        if self.variant == "conf":
+            return most
+        return torch.where(now == then, most.clamp(max=self.eta), 0.0)
+
+    def reveal_probability(self, schedule: Schedule) -> Tensor:
+        """(B,): what keeps the expected visible share at alpha_s; 1 in the last step."""
+        now, then, _ = self.at(schedule)
+        # Under "conf" a mask's own sigma is 0: its confidence is infinite.
+        sigma = torch.zeros_like(now) if self.variant == "conf" else self.sigma(schedule)
+        last = schedule.step >= schedule.steps - 1
+        return torch.where(last, 1.0, (then - (1 - sigma) * now) / (1 - now).clamp(min=1e-12)).float()
 
 
 REVEAL_RULES: dict[str, type[RevealRule]] = {
     "all": RevealAll,
     "threshold": RevealAboveThreshold,
+    "factor": RevealByFactor,
     "confidence": RevealByConfidence,
     "margin": RevealByMargin,
     "entropy": RevealByEntropy,
+    "policy": RevealByPolicy,
+    "remdm": RevealAtRandom,
 }
-REVISION_RULES: dict[str, type[RevisionRule]] = {"reflective": ReflectiveRevision}
 
 
 def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
     """
-    (B, N) bool: in each row the `count[b]` entries of lowest rank; ties go to the lower index, +inf is never taken.
+    (B, A) bool: in each row the `count[b]` entries of lowest rank; ties go to the lower index, +inf is never taken.
 
     Example:
         >>> lowest_ranked(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), torch.tensor([2]))
@@ -182,7 +320,7 @@ def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
 
 
 def remask_advantage(ids: Tensor, logits: Tensor, mask_token_id: int) -> Tensor:
-    """(B, N) logit of the mask minus logit of the token that stands there: Eq. 1 re-masks where it is positive."""
+    """(B, N) logit of the mask minus that of the token that stands there; Eq. 1 re-masks where it is positive."""
     return logits[..., mask_token_id] - logits.gather(-1, ids[..., None])[..., 0]
 
 
@@ -199,26 +337,3 @@ def eq1_next_state(
     remask = remask_advantage(ids, logits, mask_token_id) > 0
     following = torch.where(is_mask, best, torch.where(remask, mask_token_id, ids))
     return torch.where(editable, following, ids)
-
-
-@dataclass(frozen=True)
-class RemaskLimits:
-    """
-    Bounds on any revision rule.
-
-    Attributes:
-        per_position (`int`, *optional*): re-masks a position may suffer within its block.
-        ratio (`float`, *optional*): share of the visible tokens that one step may re-mask, rounded down, at least one.
-    """
-
-    per_position: int | None = None
-    ratio: float | None = None
-
-    def __call__(self, fires: Tensor, ranks: Tensor, visible: Tensor, counts: Tensor) -> Tensor:
-        """(B, N) bool: the part of `fires` that the limits allow. `counts` are the re-masks so far, (B, N)."""
-        if self.per_position is not None:
-            fires = fires & (counts < self.per_position)
-        if self.ratio is not None:
-            most = (self.ratio * visible.sum(-1)).floor().long().clamp(min=1)
-            fires = fires & lowest_ranked(ranks.masked_fill(~fires, torch.inf), most)
-        return fires

@@ -61,10 +61,12 @@ class HistoryState:
     Attributes:
         accumulator (`Tensor` of shape `(B, N, d)`, float32 whatever the model's dtype): a(t) after the last step.
         steps (`Tensor` of shape `(B,)`, long): how many states each row has taken in.
+        frozen (`Tensor` of shape `(B, N)`, bool, *optional*): positions whose memory stands: they read it as it is.
     """
 
     accumulator: Tensor
     steps: Tensor
+    frozen: Tensor | None = None
 
     @classmethod
     def empty(cls, batch_size: int, length: int, width: int, device: torch.device | str | None = None) -> HistoryState:
@@ -81,7 +83,9 @@ class HistoryState:
 
     def select(self, rows: Tensor | slice) -> HistoryState:
         """The rows that `rows` names: indices (long), a mask (bool) of shape (B,), or a slice."""
-        return HistoryState(self.accumulator[rows], self.steps[rows])
+        return HistoryState(
+            self.accumulator[rows], self.steps[rows], None if self.frozen is None else self.frozen[rows]
+        )
 
     def detach(self) -> HistoryState:
         """The same memory, cut from the graph."""
@@ -148,6 +152,8 @@ class HistoryReference:
             phasor = _phasor(current.shape[-1], self.decay, self.base, current.device)
             # One pass over memory: read both, multiply and add as complex numbers, write.
             accumulator = _real(torch.addcmul(_complex(current), _complex(state.accumulator), phasor))
+        if state.frozen is not None:
+            accumulator = torch.where(state.frozen[..., None], state.accumulator, accumulator)
         return HistoryState(accumulator, state.steps + 1)
 
     def advance_segments(

@@ -23,13 +23,14 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import family_of, find_mask_token_id, load_backbone
 from .generation_rm import ReflectiveGenerationMixin
+from .heads_rm import position_logits
 from .history import History, HistoryReference, HistorySegments, HistoryState
 
 
@@ -184,13 +185,16 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         labels: Tensor | None = None,
         use_history: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_positions: Tensor | None = None,
+        past_key_values: Cache | None = None,
     ) -> RMOutput:
         """
         Logits for the current state, read together with its history.
 
         Args:
             input_ids (`Tensor` of shape `(B, N)`, long): the current state.
-            attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding.
+            attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding; or bool of
+                shape `(B, 1, N, keys)`: who sees whom.
             position_ids (`Tensor` of shape `(B, N)`, *optional*): by default counted over the real positions.
             history (`HistoryState`, `HistorySegments`, or a list of them, *optional*): everything before the current
                 state. In a list each holds the next rows of the batch. Default: nothing came before.
@@ -199,6 +203,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             labels (`Tensor` of shape `(B, N)`, long, *optional*): targets, -100 where there is none.
             use_history (`bool`, *optional*): overrides `config.history`.
             num_items_in_batch (`Tensor` or `int`, *optional*): divides the summed loss in place of the label count.
+            logits_positions (`Tensor` of shape `(B, A)`, long, *optional*): compute logits at these positions only.
+            past_key_values (`Cache`, *optional*): keys and values of other positions, for decoders.
 
         Returns:
             [`RMOutput`]
@@ -207,10 +213,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             ValueError: for shapes and dtypes that do not fit.
         """
         use_history = self.config.history if use_history is None else use_history
-        _check_forward(self.config, input_ids, labels)
+        _check_forward(self.config, input_ids, labels, logits_positions)
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
-        logits = self._run_backbone(inputs, attention_mask, position_ids)
+        caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
+        logits = self._run_backbone(inputs, attention_mask, position_ids, logits_positions, **caching)
         loss = None if labels is None else _mean_cross_entropy(logits, labels, num_items_in_batch)
         return RMOutput(loss=loss, logits=logits, history=state)
 
@@ -236,7 +243,14 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             inputs = torch.where(editable_mask[..., None], inputs, embeddings)
         return inputs, state
 
-    def _run_backbone(self, inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+    def _run_backbone(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        positions: Tensor | None,
+        **caching: Any,
+    ) -> Tensor:
         config = self.config
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
@@ -248,14 +262,15 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        if config.attention_block_length is not None:
+        if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+            attention_mask = _additive(attention_mask, inputs)
+        elif config.attention_block_length is not None:
             attention_mask = _block_causal_mask(config.attention_block_length, attention_mask, position_ids, inputs)
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        arguments = {} if position_ids is None else {"position_ids": position_ids}
-        logits = self.model(inputs_embeds=inputs, attention_mask=attention_mask, **arguments).logits
-        # A shifted backbone says at position i - 1 what stands at i; nothing predicts the first one but itself.
-        return torch.cat((logits[:, :1], logits[:, :-1]), dim=1) if config.logits_shift else logits
+        arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
+        return position_logits(self.model, positions, config.logits_shift, **arguments)
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -317,6 +332,11 @@ def _group_attention_mask(
     allowed = _allowed_by_groups(groups, heads, inputs.device)
     if attention_mask is not None and not attention_mask.all():
         allowed = allowed & attention_mask.bool()[:, None, None, :]
+    return _additive(allowed, inputs)
+
+
+def _additive(allowed: Tensor, inputs: Tensor) -> Tensor:
+    """0 where `allowed`, -inf elsewhere."""
     return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
 
 
@@ -332,8 +352,7 @@ def _block_causal_mask(
         allowed = allowed & attention_mask.bool()[:, None, :]
         # Padding sees itself: a row of the softmax must not be empty.
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=inputs.device)
-    allowed = allowed[:, None]
-    return torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device).masked_fill(~allowed, -torch.inf)
+    return _additive(allowed[:, None], inputs)
 
 
 @lru_cache(maxsize=64)
@@ -361,7 +380,9 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None) -> None:
+def _check_forward(
+    config: RMConfig, input_ids: Tensor, labels: Tensor | None, logits_positions: Tensor | None
+) -> None:
     if input_ids.dim() != 2:
         raise ValueError(
             f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids."
@@ -371,6 +392,8 @@ def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None) -
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "
             f"{len(config.position_groups[0])}: pass sequences of that length."
         )
+    if labels is not None and logits_positions is not None:
+        raise ValueError("`labels` need logits everywhere: leave `logits_positions` out, or take the loss yourself.")
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "

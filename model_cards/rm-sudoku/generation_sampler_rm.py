@@ -1,0 +1,108 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""What each position would become: the most probable token that may be written, or a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .generation_config_rm import ReflectiveGenerationConfig
+
+
+class Sampler:
+    """
+    Proposals for all positions of a block.
+
+    The forbidden ids are taken out of the logits in place and put back: at 126,464 tokens a copy of the scores would
+    cost as much as everything else that the loop does with them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: ReflectiveGenerationConfig,
+        mask_token_id: int,
+        ends: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        self.forbidden = _forbidden_ids(model, config, mask_token_id, ends, device)
+        self.restricted = config.restrict_confidence
+        self.processors = LogitsProcessorList()
+        if config.temperature > 0:
+            self.processors.append(TemperatureLogitsWarper(float(config.temperature)))
+        if config.top_k is not None:
+            self.processors.append(TopKLogitsWarper(config.top_k))
+        if config.top_p is not None:
+            self.processors.append(TopPLogitsWarper(float(config.top_p)))
+
+    def __call__(
+        self, logits: Tensor, uniforms: Callable[[int], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(b, A) proposals, best tokens, their logits and log-partitions of logits (b, A, V), left as they are."""
+        partition = None if self.restricted else torch.logsumexp(logits.float(), dim=-1)
+        kept = logits.index_select(-1, self.forbidden)
+        logits.index_fill_(-1, self.forbidden, -torch.inf)
+        best_logit, best = logits.max(-1)
+        proposal = best
+        if len(self.processors):
+            assert uniforms is not None
+            proposal = self._sample(logits, uniforms(0))
+        if partition is None:
+            partition = torch.logsumexp(logits.float(), dim=-1)
+        logits.index_copy_(-1, self.forbidden, kept)
+        return proposal, best, best_logit, partition
+
+    def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """(b, A): inverts the cumulated probabilities, one number a position instead of one a token."""
+        scores = self.processors(None, logits.float().flatten(0, 1)).view_as(logits)
+        total = scores.softmax(-1).cumsum(-1)
+        # A number at the very end of the interval must not go past the last token with any probability.
+        wanted = (uniform * total[..., -1])[..., None]
+        chosen = torch.searchsorted(total, wanted, right=True)[..., 0]
+        last = scores.shape[-1] - 1 - scores.flip(-1).isfinite().int().argmax(-1)
+        return torch.minimum(chosen, last)
+
+
+def end_tokens(model: Any, config: ReflectiveGenerationConfig, device: torch.device) -> Tensor | None:
+    """
+    Ids that end a text, where a setting needs them: those of the generation config, else the model's.
+
+    Raises:
+        ValueError: where a setting needs them and there are none.
+    """
+    if not (config.stop_at_eos or config.suppress_eos or config.delay_eos):
+        return None
+    inner = getattr(model.config, "text_config", None) or model.config
+    own = getattr(inner, "eos_token_id", None) if config.eos_token_id is None else config.eos_token_id
+    if own is None:
+        raise ValueError(
+            "`stop_at_eos`, `suppress_eos` or `delay_eos` is set, but no end token is known: pass `eos_token_id`."
+        )
+    return torch.tensor([own] if isinstance(own, int) else list(own), device=device)
+
+
+def _forbidden_ids(
+    model: Any, config: ReflectiveGenerationConfig, mask_token_id: int, ends: Tensor | None, device: torch.device
+) -> Tensor:
+    """Ids that no reveal writes, the mask first, then the reserved ones."""
+    own = getattr(model.config, "suppressed_token_ids", None) or []
+    others = {*own, *(config.suppressed_token_ids or [])} - {mask_token_id}
+    if config.suppress_eos and ends is not None:
+        others |= set(ends.tolist())
+    ids = [mask_token_id, *sorted(others)]
+    vocab_size = model.config.vocab_size
+    if min(ids) < 0 or max(ids) >= vocab_size or len(ids) == vocab_size:
+        raise ValueError(
+            f"`suppressed_token_ids` is {config.suppressed_token_ids} for a vocabulary of {vocab_size}: pass ids from "
+            f"0 to {vocab_size - 1} that leave at least one token to reveal."
+        )
+    return torch.tensor(ids, device=device)

@@ -1,0 +1,60 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Scores at some positions only: the base model everywhere, the head where it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+# How classes of transformers get from the last hidden state to logits: attributes, one after another.
+_HEADS = (("head", "decoder"), ("cls",), ("predictions",), ("lm_head",))
+# Settings under which logits are more than what these attributes compute.
+_SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+def position_logits(model: PreTrainedModel, positions: Tensor | None, shift: bool = False, **inputs: Any) -> Tensor:
+    """
+    Logits of a transformers model with a language-model head.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        positions (`Tensor` of shape `(B, A)`, long, *optional*): where logits are wanted; everywhere without it. A
+            position past the end stands for none: its logits mean nothing.
+        shift (`bool`): whether the output at position i - 1 speaks of position i.
+        inputs: of the forward pass, batch first.
+
+    Returns:
+        `Tensor` of shape `(B, A, V)`, or `(B, N, V)`: the head runs at these positions and nowhere else, where the
+        class is one whose head is known.
+    """
+    base, head = model.base_model, _head(model)
+    if positions is None or head is None or base is model:
+        logits = model(**inputs).logits
+        if shift:
+            logits = logits[:, _before(logits.shape[1])]
+        return logits if positions is None else _gather(logits, positions)
+    hidden = base(**inputs)[0]
+    return head(_gather(hidden, (positions - 1).clamp(min=0) if shift else positions))
+
+
+def _head(model: PreTrainedModel) -> nn.Module | None:
+    """What turns hidden states into logits; None for a class in which that is not known to be all."""
+    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _SCALED):
+        return None
+    for names in _HEADS:
+        if all(isinstance(getattr(model, name, None), nn.Module) for name in names):
+            return nn.Sequential(*(getattr(model, name) for name in names))
+    return None
+
+
+def _before(length: int) -> list[int]:
+    """The position that predicts each: the one before it, the first itself."""
+    return [max(position - 1, 0) for position in range(length)]
+
+
+def _gather(values: Tensor, positions: Tensor) -> Tensor:
+    """(B, N, d) at positions (B, A)."""
+    index = positions.clamp(max=values.shape[1] - 1)[..., None].expand(-1, -1, values.shape[-1])
+    return values.gather(1, index)
