@@ -30,7 +30,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from .generation_denoiser_rm import Denoised
 from .generation_rm import ReflectiveGenerationMixin
+from .heads_rm import position_logits
 from .llada import CONFIGS, ILLaDAConfig, LLaDAConfig, published_names, register_conversions
 
 _WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -97,16 +99,18 @@ class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
         attention_mask: Tensor | None,
         editable_mask: Tensor,
         history: Any,
-        use_history: bool | None,
-    ) -> tuple[Tensor, None]:
+        use_history: bool,
+        positions: Tensor | None,
+        **inputs: Any,
+    ) -> Denoised:
         if use_history:
             raise ValueError(
                 f"`use_history` is True, but {type(self).__name__} has no history: wrap it with "
                 "RMForMaskedDiffusion.from_backbone, or leave use_history out."
             )
-        position_ids = None if attention_mask is None else (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        logits = self(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids).logits
-        return logits, None
+        if attention_mask is not None:
+            inputs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
+        return Denoised(position_logits(self, positions, input_ids=input_ids, attention_mask=attention_mask, **inputs))
 
 
 class LLaDAModelLM(_NativeMaskedLM):
@@ -241,7 +245,8 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
     if known is not None:
         return known.from_pretrained(name, **_where(kwargs))
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False), **_where(kwargs))
+        trust = kwargs.get("trust_remote_code", False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust, **_where(kwargs))
     except ValueError as error:
         raise ValueError(
             f"{name!r} has model_type {values['model_type']!r}, which neither hf_rm nor transformers "

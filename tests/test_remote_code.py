@@ -67,7 +67,7 @@ def test_the_flat_core_imports_only_its_siblings() -> None:
 
 def test_the_flat_core_is_small() -> None:
     lines = {path.name: code_lines(path) for path in flat_core()}
-    assert sum(lines.values()) < 2000, lines
+    assert sum(lines.values()) < 3000, lines
 
 
 def code_lines(path: Path) -> int:
