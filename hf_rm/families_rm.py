@@ -241,7 +241,9 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
     if known is not None:
         return known.from_pretrained(name, **_where(kwargs))
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False), **_where(kwargs))
+        return AutoConfig.from_pretrained(
+            name, trust_remote_code=kwargs.get("trust_remote_code", False), **_where(kwargs)
+        )
     except ValueError as error:
         raise ValueError(
             f"{name!r} has model_type {values['model_type']!r}, which neither hf_rm nor transformers "
