@@ -85,8 +85,8 @@ def _check_network(family: str, values: dict[str, Any], network: dict[str, Any],
         if value != native and (value or field in stated or (native and value is not None)):
             raise ValueError(
                 f"`{field}` is {value!r} in this {family} configuration, and the network of transformers that stands "
-                f"in for it computes {native!r}: use a checkpoint of the published form, or pass a model that you loaded "
-                "with its own code."
+                f"in for it computes {native!r}: use a checkpoint of the published form, or pass a model loaded with "
+                "its own code."
             )
 
 
