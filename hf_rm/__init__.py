@@ -45,6 +45,15 @@ AutoModel.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
 AutoModelForMaskedLM.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
 
 
+def _push(*args: Any, **kwargs: Any) -> Any:
+    from .hub import push
+
+    return push(*args, **kwargs)
+
+
+RMForMaskedDiffusion.hub_push = staticmethod(_push)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'hf_rm' has no attribute {name!r}")
