@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file, extract_commit_hash, is_peft_available
 
 from .configuration_rm import RMConfig
@@ -35,11 +35,23 @@ _COMPARED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+_WRONG = ("missing_keys", "unexpected_keys", "mismatched_keys")
 _QUANTIZED = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
 
 def _file(name: Any, file: str, folder: str, **where: Any) -> Path | None:
-    found = cached_file(name, file, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
+    try:
+        found = cached_file(name, file, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
+    except OSError as error:
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if (
+            status in (401, 403) and type(error.__cause__).__name__ == "HfHubHTTPError"
+        ):  # no subclass: not a missing one
+            raise OSError(
+                f"The Hub refused the token for {str(name)!r} ({status}): pass token= with access to it, or run "
+                "`hf auth login`."
+            ) from error
+        raise
     return None if found is None else Path(found)
 
 
@@ -49,7 +61,7 @@ def find_adapter(name: Any, folder: str = ADAPTER_FOLDER, **where: Any) -> Path 
 
 
 def refuse_plain_adapter(name: Any, **where: Any) -> None:
-    """A ValueError for an adapter at the root whose base is a backbone: how it reads its history is recorded nowhere."""
+    """A ValueError for an adapter at the root whose base is a backbone: its history settings are recorded nowhere."""
     adapter = find_adapter(name, "", **where)
     base = None if adapter is None else json.loads(adapter.read_text()).get("base_model_name_or_path")
     if adapter is None or _is_wrapper(base, **{**where, "revision": None}):
@@ -93,9 +105,10 @@ def load_with_adapter(cls: Any, name: Any, adapter: Path, **kwargs: Any) -> Any:
         cls (type): the wrapper's class.
         name (`str` or `Path`): the repository or folder.
         adapter (`Path`): its adapter's config file, as [`find_adapter`] gives it.
-        kwargs: those of `from_pretrained`. `revision` is the adapter's, the base's is in the config; `trust_remote_code`
-            stays with the adapter, `base_trust_remote_code` is for its base; `base_model` loads the base from another
-            place; `is_trainable` leaves the adapter trainable; all others are for the base's weights.
+        kwargs: those of `from_pretrained`. `revision` is the adapter's, the base's is in the config;
+            `trust_remote_code` stays with the adapter, `base_trust_remote_code` is for its base; `base_model` loads
+            the base from another place; `is_trainable` leaves the adapter trainable; all others are for the base's
+            weights.
 
     Returns:
         The wrapper, or the wrapper and the loading report with `output_loading_info=True`.
@@ -125,7 +138,10 @@ def load_with_adapter(cls: Any, name: Any, adapter: Path, **kwargs: Any) -> Any:
     model = _load_base(cls, name, config, trust, where, kwargs)
     _take_over_placement(model)
     model.adjust_generation_fn(settings, False, None, name, **{**_everywhere(where), **own}, subfolder="")
-    info = model.load_adapter(adapter.parent, options["adapter_name"], is_trainable=bool(options["is_trainable"]))
+    # The base was checked by its sizes; by name it may be another one on purpose.
+    trainable = bool(options["is_trainable"])
+    info = model.load_adapter(name, options["adapter_name"], is_trainable=trainable, check_base=False, **own)
+    model.peft_config[options["adapter_name"] or "default"].base_model_name_or_path = model.config.name_or_path
     return (model, info.to_dict()) if report else model
 
 
@@ -149,12 +165,20 @@ def _load_base(cls: Any, name: Any, config: RMConfig, trust: bool, where: dict[s
                 f"{str(name)!r} has position groups, whose embeddings the backbone {base!r} does not hold: pass "
                 "base_model=, a saved wrapper that has them."
             )
-        backbone = load_backbone(base, revision=revision, trust_remote_code=trust, **where, **kwargs)
+        try:
+            backbone = load_backbone(base, revision=revision, trust_remote_code=trust, **where, **kwargs)
+        except ValueError as error:
+            if trust or "trust_remote_code" not in str(error):
+                raise
+            raise ValueError(
+                f"{base!r}, the base of {str(name)!r}, has code of its own, and trust in an adapter is not trust in "
+                "its base: read that code, then pass base_trust_remote_code=True."
+            ) from error
         _check_base(config, backbone.config, base, name)
         config = copy.deepcopy(config)
         config.text_config = copy.deepcopy(backbone.config)
         model = cls(config, backbone=backbone)
-    model.config.name_or_path, model.base_commit = base, revision
+        model.config.name_or_path = ""  # PEFT takes the config at that name for one of this class; see `base_of`
     return model.eval()
 
 
@@ -163,10 +187,12 @@ def _everywhere(where: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_base(config: RMConfig, base_config: PreTrainedConfig, base: str, name: Any) -> None:
-    inner = getattr(base_config, "text_config", base_config) if isinstance(base_config, RMConfig) else base_config
-    ours, theirs = config.text_config.get_text_config(), inner.get_text_config()
+    ours: Any = config.text_config.get_text_config()
+    theirs: Any = base_config.get_text_config()  # of a saved wrapper: that of its backbone
     pairs = {key: (getattr(ours, key, None), getattr(theirs, key, None)) for key in _COMPARED}
-    differing = [f"{key} is {theirs} there, {ours} was adapted" for key, (ours, theirs) in pairs.items() if ours != theirs]
+    differing = [
+        f"{key} is {theirs} there, {ours} was adapted" for key, (ours, theirs) in pairs.items() if ours != theirs
+    ]
     if differing:
         raise ValueError(
             f"The adapter of {str(name)!r} was made for another base than {base!r}: {'; '.join(differing)}. Pass the "
@@ -229,12 +255,13 @@ def load_adapter_strictly(
         )
     adapter_name = adapter_name or "default"
     try:
-        report = load(str(found.parent), adapter_name, **kwargs)
-        problems = {key: sorted(map(str, getattr(report, key))) for key in ("missing_keys", "unexpected_keys")}
-        message = "; ".join(f"{key}: {', '.join(keys[:3])}" for key, keys in problems.items() if keys)
-    except RuntimeError as error:  # shapes
-        message, report = str(error).strip().splitlines()[0], None
+        # Other shapes are an error too, but only the report names them.
+        report = load(str(found.parent), adapter_name, ignore_mismatched_sizes=True, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"The adapter {str(name)!r} does not fit this model: {error}") from error
+    found_wrong = {key: sorted(map(str, getattr(report, key))) for key in _WRONG}
+    message = "; ".join(f"{key} {', '.join(keys[:3])}" for key, keys in found_wrong.items() if keys)
     if message:
         model.delete_adapter(adapter_name)
-        raise ValueError(f"The adapter {str(name)!r} does not fit this model, so it was made for another ({message}).")
+        raise ValueError(f"The adapter {str(name)!r} does not fit this model, it was made for another: {message}.")
     return report

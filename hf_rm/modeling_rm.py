@@ -27,7 +27,14 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from .adapters_rm import HUB_ARGUMENTS, commit_of, find_adapter, load_adapter_strictly, load_with_adapter, refuse_plain_adapter
+from .adapters_rm import (
+    HUB_ARGUMENTS,
+    commit_of,
+    find_adapter,
+    load_adapter_strictly,
+    load_with_adapter,
+    refuse_plain_adapter,
+)
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import family_of, find_mask_token_id, load_backbone
 from .generation_rm import ReflectiveGenerationMixin
@@ -179,8 +186,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
 
     def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
         """
-        As in transformers, for a plain adapter and for an adapter's repository; but keys that are missing or left over,
-        other shapes and another base (unless `check_base=False`) raise a ValueError instead of a warning.
+        As in transformers, for a plain adapter and for an adapter's repository; but missing and left over keys, other
+        shapes and another base (unless `check_base=False`) raise a ValueError instead of a warning.
         """
         load = super().load_adapter
         if peft_model_id is None:
@@ -190,7 +197,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Publish model (or its adapter), code, settings and card in one commit; arguments as for `hf_rm.hub.push`."""
         push = type(self).hub_push
-        return super().push_to_hub(repo_id, **kwargs) if push is None else push(self, repo_id, **kwargs)
+        if push is not None:
+            return push(self, repo_id, **kwargs)
+        if self._hf_peft_config_loaded:
+            raise ImportError("An adapter's repository also holds the wrapper's config: install hf_rm to publish one.")
+        return super().push_to_hub(repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -53,7 +53,7 @@ def load_adapter(model: Any, name: str, adapter_name: str = "default", **kwargs:
     """
     if not isinstance(model, RMForMaskedDiffusion):
         raise ValueError(
-            f"`model` is a {type(model).__name__}, a bare backbone: the adapter was trained with the wrapper's history "
+            f"`model` is a {type(model).__name__}, a bare backbone: the adapter was trained with the wrapper "
             f"around it. Load both with RMForMaskedDiffusion.from_pretrained({name!r})."
         )
     model.load_adapter(name, adapter_name, **kwargs)

@@ -52,7 +52,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)
 ```
 
-Then `model.generate_reflective(input_ids, max_new_tokens=128).sequences`; the settings below are its defaults.{loading}
+Then `model.generate_reflective(input_ids, max_new_tokens=128)`; the settings below are its defaults.{loading}
 
 ## Settings
 
@@ -79,7 +79,8 @@ The method is described in:
 {citations}
 """
 
-CITATIONS = """* Y. Zhang, Y. Bian, J. Qi, Y. Yao, L. Huang, T. Zhou: *Multi-Turn Reflective Masking Elicits Reasoning in Mask
+CITATIONS = """\
+* Y. Zhang, Y. Bian, J. Qi, Y. Yao, L. Huang, T. Zhou: *Multi-Turn Reflective Masking Elicits Reasoning in Mask
   Diffusion Models*, arXiv:2606.16700, 2026 (the training, the decision rule, History Reference).
 * L. Yao and others: *Remask, Don't Replace: Token-to-Mask Refinement in Masked Diffusion Language Models*,
   arXiv:2604.18738, 2026 (revision rules without training).
@@ -229,8 +230,8 @@ def _sections(repo_id: str, config: Any, generation_config: Any, facts: CardFact
     return {
         "name": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "summary": facts.summary or f"This is {kind} with Reflective Masking: it may mask tokens again that it has "
-        f"written, and {what}.",
+        "summary": facts.summary
+        or f"This is {kind} with Reflective Masking: it may mask tokens again that it has written, and {what}.",
         "facts": _rows(_facts(config, adapter)),
         "loading": "\n\nThe base is fetched too. It needs peft; if the base itself needs remote code, pass "
         "`base_trust_remote_code=True`: trust in this repository is not trust in its base."
@@ -268,7 +269,12 @@ def _rows(rows: dict[str, Any]) -> str:
 def _results(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "None recorded."
-    lines = ["95 % intervals in brackets.", "", "| task | data | metric | value | n | seed |", "| --- |" + " --- |" * 5]
+    lines = [
+        "95 % intervals in brackets.",
+        "",
+        "| task | data | metric | value | n | seed |",
+        "| --- |" + " --- |" * 5,
+    ]
     for result in evaluations:
         data = f"{result.dataset}{', ' + result.decoding if result.decoding else ''}"
         seed = "-" if result.seed is None else result.seed

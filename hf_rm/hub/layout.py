@@ -114,6 +114,19 @@ def save_adapter_for_hub(
     Raises:
         ValueError: for a model without an adapter, without a known base, or whose position groups are stored neither
             in the base nor in the adapter.
+
+    Example:
+        >>> import tempfile
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> bert = BertForMaskedLM(BertConfig(vocab_size=120, hidden_size=16, num_hidden_layers=1,
+        ...                                   num_attention_heads=2, intermediate_size=32))
+        >>> model = RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103)
+        >>> adapted = get_peft_model(model, LoraConfig(target_modules=["query", "value"]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saved = save_adapter_for_hub(adapted, folder, base_model="user/tiny-bert")
+        ...     sorted(path.name for path in (saved / "adapter").iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     wrapper, name = unwrap(model), active_adapter(model)
     base, revision = (base_model, base_revision) if base_model else base_of(wrapper)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,7 @@ def stage(
         save_adapter_for_hub(model, folder, tokenizer, weights=weights, **base)
     else:
         save_for_hub(unwrap(model), folder, tokenizer, weights=weights, max_shard_size=max_shard_size)
+    _forget_paths(Path(folder) / "config.json")
     config, settings = RMConfig.from_pretrained(folder), ReflectiveGenerationConfig.from_pretrained(folder)
     write_model_card(folder, repo_id, config, settings, card or CardFacts(), adapter=adapter)
     return Path(folder)
@@ -167,6 +169,15 @@ def push_folder(
         )
     except HfHubHTTPError as error:
         raise OSError(_refusal(repo_id, error)) from error
+
+
+def _forget_paths(path: Path) -> None:
+    """Take folders of this machine out of a config that is about to be published."""
+    values = json.loads(path.read_text())
+    values["text_config"].pop("_name_or_path", None)
+    if values["backbone_name"] and is_local(values["backbone_name"]):
+        values["backbone_name"] = values["backbone_revision"] = None
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def check_base(model: Any, base_model: str | None = None, token: str | bool | None = None) -> None:

@@ -157,7 +157,7 @@ class MaskedTrainer(Trainer):
         super().init_hf_repo(token=token, private=private)
 
     def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:
-        """As in transformers, laid out as `hf_rm.hub.push` does: code, card, adapter, no pickle; see `push_trained`."""
+        """As in transformers, but laid out by `hf_rm.hub.push`; arguments as for `hf_rm.hub.trained.push_trained`."""
         return push_trained(self, commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -49,21 +49,21 @@ class Repository:
 class Refusal(Exception):
     """An answer that is an error, in the Hub's form."""
 
-    def __init__(self, status: int, code: str = "", message: str = "") -> None:
-        self.status, self.code, self.message = status, code, message
+    def __init__(self, status: int, code: str = "", message: str = "", **body: str) -> None:
+        self.status, self.code, self.message, self.body = status, code, message, body
 
 
 class HubServer:
     """
     Args:
-        users: token to user name. A request with another token is refused, one without a token may read what is public.
+        users: token to user name. Another token is refused; without one, what is public may be read.
     """
 
     def __init__(self, users: dict[str, str]) -> None:
         self.users = users
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range header
-        self.faults: list[tuple[str, int | float]] = []  # end of a path, and a status or the share that is sent
+        self.faults: list[tuple[str, int | float]] = []  # repository/file, and a status or the share that is sent
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self._server.daemon_threads = True
@@ -110,6 +110,8 @@ class HubServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
+    wbufsize = -1
 
     @property
     def hub(self) -> HubServer:
@@ -150,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, message=f"no such address: {path}")
         except Refusal as refusal:
             headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
-            self._send(json.dumps({"error": refusal.message}).encode(), refusal.status, headers)
+            self._send(json.dumps({"error": refusal.message, **refusal.body}).encode(), refusal.status, headers)
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -191,8 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.user is None or self.user != repo_id.split("/")[0]:
             raise Refusal(401 if self.user is None else 403, message="You may not create this repository.")
         if repo_id in self.hub.repositories:
-            raise Refusal(409, message="You already created this model repo")
-        repository = self.hub.repositories[repo_id] = Repository(private=bool(values.get("private")))
+            raise Refusal(409, message="You already created this repository", url=f"{self.hub.endpoint}/{repo_id}")
+        repository = self.hub.repositories[repo_id] = Repository(
+            values.get("private") is True or values.get("visibility") == "private"
+        )
         repository.add("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit", [".gitattributes"])
         return {"url": f"{self.hub.endpoint}/{repo_id}", "id": repo_id}
 
@@ -270,7 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start[1]}-{len(data) - 1}/{len(data)}"
             data = data[int(start[1]) :]
-        fault = self._fault(name)
+        fault = self._fault(f"{repo_id}/{name}")
         if isinstance(fault, int):
             raise Refusal(fault, message="out of order")
         if fault is None:
@@ -285,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True  # in the middle of the body
 
     def _fault(self, name: str) -> int | float | None:
-        if self.command == "GET" and self.hub.faults and name.endswith(self.hub.faults[0][0]):
+        if self.command == "GET" and self.hub.faults and name == self.hub.faults[0][0]:
             return self.hub.faults.pop(0)[1]
         return None
 
