@@ -53,6 +53,15 @@ for _model in (LLaDAModelLM, ILLaDAForCausalLM):
         _auto.register(_model.config_class, _model, exist_ok=True)
 
 
+def _push(*args: Any, **kwargs: Any) -> Any:
+    from .hub import push
+
+    return push(*args, **kwargs)
+
+
+RMForMaskedDiffusion.hub_push = staticmethod(_push)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'hf_rm' has no attribute {name!r}")

@@ -24,6 +24,14 @@ from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
+from .adapters_rm import (
+    HUB_ARGUMENTS,
+    commit_of,
+    find_adapter,
+    load_adapter_strictly,
+    load_with_adapter,
+    refuse_plain_adapter,
+)
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
@@ -72,6 +80,10 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     _supports_attention_backend = True
     # The package puts its load-time probe here. Exported code has none: it reloads what was probed when it was made.
     backbone_probe: ClassVar[Callable[[Any], Any] | None] = None
+    # And here how a model is published with code and card; exported code pushes as any transformers model does.
+    hub_push: ClassVar[Callable[..., Any] | None] = None
+    # Commit of the saved wrapper that the weights came from; an adapter's repository records it.
+    base_commit: str | None = None
 
     def __init__(self, config: RMConfig, backbone: PreTrainedModel | None = None) -> None:
         config.check()
@@ -113,8 +125,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
+        loading = backbone_kwargs or {}
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, **(backbone_kwargs or {}))
+            backbone = load_backbone(backbone, **loading)
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
@@ -125,7 +138,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             backbone_class=type(backbone).__name__,
             mask_token_id=find_mask_token_id(backbone) if mask_token_id is None else mask_token_id,
             backbone_name=backbone.name_or_path or None,
-            backbone_revision=getattr(backbone.config, "_commit_hash", None),
+            backbone_revision=commit_of(backbone.name_or_path, loading.get("revision"), loading.get("cache_dir")),
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)
@@ -138,9 +151,51 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a damaged weight file is named."""
+        """
+        As in transformers, with more care: an adapter's repository brings its base, its settings and the adapter, and
+        a damaged weight file is named.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): a Hub name or a folder: a saved wrapper, or an adapter as
+                `hf_rm.hub` publishes it.
+            kwargs: as in transformers. For an adapter `revision` is its own (its base's is recorded), dtype, device
+                map and quantization are the base's; `trust_remote_code` is not passed on to the base, pass
+                `base_trust_remote_code=True` for that; `base_model` loads the base from another place;
+                `is_trainable=True` goes on training.
+
+        Raises:
+            OSError: for a repository, file or revision that is missing, and for damaged weights.
+            ValueError: for an adapter that was made for another base.
+        """
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        adapter = find_adapter(pretrained_model_name_or_path, **where)
         with readable_weights(pretrained_model_name_or_path, kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            if adapter is not None:
+                return load_with_adapter(cls, pretrained_model_name_or_path, adapter, **kwargs)
+            refuse_plain_adapter(pretrained_model_name_or_path, **where)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_commit = commit_of(model.config.name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+        return loaded
+
+    def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
+        """
+        As in transformers, for a plain adapter and for an adapter's repository; but missing and left over keys, other
+        shapes and another base (unless `check_base=False`) raise a ValueError instead of a warning.
+        """
+        load = super().load_adapter
+        if peft_model_id is None:
+            return load(adapter_name=adapter_name, **kwargs)
+        return load_adapter_strictly(self, load, peft_model_id, adapter_name, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Publish model (or its adapter), code, settings and card in one commit; arguments as for `hf_rm.hub.push`."""
+        push = type(self).hub_push
+        if push is not None:
+            return push(self, repo_id, **kwargs)
+        if self._hf_peft_config_loaded:
+            raise ImportError("An adapter's repository also holds the wrapper's config: install hf_rm to publish one.")
+        return super().push_to_hub(repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..corruption.laws import build_law
 from .losses import CLIPS
@@ -33,6 +34,11 @@ class MaskedTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
+            )
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer and random states, and those "
+                'are pickles: pass "every_save" (weights only) or "end".'
             )
 
 

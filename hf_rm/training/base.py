@@ -15,6 +15,8 @@ from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..configuration_rm import RMConfig
+from ..hub.publish import check_base
+from ..hub.trained import push_checkpoint, push_trained
 from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, publish_folder
@@ -146,11 +148,21 @@ class MaskedTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
+            self._push_from_checkpoint(str(final))
+
+    # Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        check_base(self.model, token=token or self.args.hub_token)  # now, not after the training
+        super().init_hf_repo(token=token, private=private)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:
+        """As in transformers, but laid out by `hf_rm.hub.push`; arguments as for `hf_rm.hub.trained.push_trained`."""
+        return push_trained(self, commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._staging:  # a staged folder is about to be renamed: `_save_checkpoint` pushes it afterwards
-            super()._push_from_checkpoint(checkpoint_folder)
+            push_checkpoint(self, checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
