@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,6 +67,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text",)
     supports_gradient_checkpointing = True
+    # Nothing of our own is tied; PEFT looks into the backbone's ties only where the wrapper has a dict.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -208,6 +210,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         """
         use_history = self.config.history if use_history is None else use_history
         _check_forward(self.config, input_ids, labels)
+        _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         logits = self._run_backbone(inputs, attention_mask, position_ids)
@@ -273,6 +276,35 @@ class PositionGroupEmbeddings(nn.Module):
     def forward(self) -> Tensor:
         rows = _group_rows(tuple(map(tuple, self.position_groups)), self.weight.device)
         return F.embedding(rows, self.weight).sum(dim=0)
+
+
+def _prepare_token_adapters(*modules: nn.Module | None) -> None:
+    """Give PEFT's trainable token rows, where an adapter has put them, `_token_rows` as their forward."""
+    for module in modules:
+        adapter = getattr(module, "token_adapter", None)
+        if adapter is not None and "forward_adapters" not in vars(adapter):
+            adapter.forward_adapters = partial(_token_rows, adapter)
+
+
+def _token_rows(layer: Any, inputs: Tensor, active: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+    """
+    What an embedding or a head gives with a few of its rows replaced by trained ones.
+
+    PEFT 0.21 computes the same with a new copy of the whole table at every call and, in training, a gradient of that
+    size (1 GB each for LLaDA-8B's embedding and head); and it leaves out a head's bias, which BERT's heads have.
+    """
+    base = layer.get_base_layer()
+    if layer.disable_adapters or layer.merged or not active or type(base) not in (nn.Embedding, nn.Linear):
+        return type(layer).forward_adapters(layer, inputs, active, *args, **kwargs)
+    result = base(inputs)
+    for name in active:
+        for token, row in zip(layer.token_indices[name], layer.trainable_tokens_delta[name], strict=True):
+            if isinstance(base, nn.Embedding):
+                result = torch.where((inputs == token)[..., None], row.to(result.dtype), result)
+            else:
+                scores = F.linear(inputs, row.to(inputs.dtype))
+                result[..., token] = scores if base.bias is None else scores + base.bias[token]
+    return result
 
 
 def build_backbone(config: RMConfig) -> PreTrainedModel:
