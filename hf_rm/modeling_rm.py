@@ -134,6 +134,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
         model.train(backbone.training)
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if hasattr(backbone, name):  # PEFT and Trainer ask the outermost model
+                setattr(model, name, getattr(backbone, name))
         if probe and cls.backbone_probe is not None:
             cls.backbone_probe(model)
         return model

@@ -19,6 +19,7 @@ from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, publish_folder
 from .data import RowDataset
+from .lora import check_quantisation, prepare_for_training
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -56,13 +57,9 @@ class MaskedTrainer(Trainer):
     ) -> None:
         # Data
         wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
-        # PEFT
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
         super().__init__(
-            model=model,
+            # PEFT
+            model=prepare_for_training(model, peft_config),
             args=args,
             data_collator=data_collator,
             train_dataset=wrap(train_dataset),
@@ -168,10 +165,24 @@ class MaskedTrainer(Trainer):
             self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
 
 
-def load_model(model: str | PreTrainedModel) -> PreTrainedModel:
-    """A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap."""
+def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] | str | None = None) -> PreTrainedModel:
+    """
+    A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap.
+
+    Raises:
+        ValueError: for `model_init_kwargs` beside a loaded model, and for a quantisation that cannot be had here.
+    """
+    kwargs = model_init_kwargs or {}
+    if isinstance(kwargs, str):
+        raise ValueError(f"`model_init_kwargs` is {kwargs!r}: pass a dict, or one written as JSON.")
     if not isinstance(model, str):
+        if kwargs:
+            raise ValueError(
+                f"`model_init_kwargs` is {kwargs}, but `model` is a {type(model).__name__}, loaded already: pass its "
+                "name, or load it with these arguments."
+            )
         return model
+    check_quantisation(kwargs)
     if isinstance(AutoConfig.from_pretrained(model), RMConfig):
-        return RMForMaskedDiffusion.from_pretrained(model)
-    return RMForMaskedDiffusion.from_backbone(model)
+        return RMForMaskedDiffusion.from_pretrained(model, **kwargs)
+    return RMForMaskedDiffusion.from_backbone(model, backbone_kwargs=kwargs)
