@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..configuration_rm import RMConfig
@@ -183,6 +183,7 @@ def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] |
             )
         return model
     check_quantisation(kwargs)
-    if isinstance(AutoConfig.from_pretrained(model), RMConfig):
+    where = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+    if PreTrainedConfig.get_config_dict(model, **where)[0].get("model_type") == RMConfig.model_type:
         return RMForMaskedDiffusion.from_pretrained(model, **kwargs)
     return RMForMaskedDiffusion.from_backbone(model, backbone_kwargs=kwargs)

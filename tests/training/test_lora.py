@@ -51,8 +51,8 @@ NATIVE: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=4)),
     "qwen3-moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **EXPERTS)),
 }
-# Checkpoints in the published naming, which go through `from_backbone`'s loading.
-CHECKPOINTS = ("bert", "modernbert", "albert")
+# Checkpoints in the published naming go through `from_backbone`'s loading.
+CHECKPOINTS = tuple(FAMILIES_UNDER_TEST)
 
 
 def make_model(name: str, folder: Path) -> RMForMaskedDiffusion:
