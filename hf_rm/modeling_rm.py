@@ -12,6 +12,7 @@ the configuration asks for structural position groups.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -78,6 +79,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         config.check()
         super().__init__(config)
         self.model = build_backbone(config) if backbone is None else backbone
+        self._takes_use_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         groups, width = config.position_groups, embedding_width(config.text_config)
         self.position_group_embeddings = None if groups is None else PositionGroupEmbeddings(groups, width)
         self.post_init()
@@ -251,7 +253,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             attention_mask = _block_causal_mask(config.attention_block_length, attention_mask, position_ids, inputs)
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-        arguments = {} if position_ids is None else {"position_ids": position_ids}
+        arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if self._takes_use_cache:
+            arguments["use_cache"] = (
+                False  # many configs say True, and a cache that nobody reads costs time and memory
+            )
         logits = self.model(inputs_embeds=inputs, attention_mask=attention_mask, **arguments).logits
         # A shifted backbone says at position i - 1 what stands at i; nothing predicts the first one but itself.
         return torch.cat((logits[:, :1], logits[:, :-1]), dim=1) if config.logits_shift else logits
