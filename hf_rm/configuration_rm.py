@@ -113,6 +113,9 @@ class RMConfig(PreTrainedConfig):
         self.backbone_name = backbone_name
         self.backbone_revision = backbone_revision
         super().__init__(**kwargs)
+        # The backbone's, repeated: PEFT reads it here to keep a tied head on the adapted embedding.
+        inner = getattr(self.text_config, "get_text_config", lambda: None)()
+        self.tie_word_embeddings = bool(getattr(inner, "tie_word_embeddings", False))
         if text_config is not None:
             self.check()
 

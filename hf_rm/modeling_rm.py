@@ -12,9 +12,10 @@ the configuration asks for structural position groups.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +75,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text",)
     supports_gradient_checkpointing = True
+    # Nothing of our own is tied; PEFT looks into the backbone's ties only where the wrapper has a dict.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -89,6 +92,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         config.check()
         super().__init__(config)
         self.model = build_backbone(config) if backbone is None else backbone
+        self._takes_use_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         groups, width = config.position_groups, embedding_width(config.text_config)
         self.position_group_embeddings = None if groups is None else PositionGroupEmbeddings(groups, width)
         self.post_init()
@@ -145,6 +149,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
         model.train(backbone.training)
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if hasattr(backbone, name):  # PEFT and Trainer ask the outermost model
+                setattr(model, name, getattr(backbone, name))
         if probe and cls.backbone_probe is not None:
             cls.backbone_probe(model)
         return model
@@ -262,6 +269,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         """
         use_history = self.config.history if use_history is None else use_history
         _check_forward(self.config, input_ids, labels, logits_positions)
+        _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
@@ -317,6 +325,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if self._takes_use_cache:
+            arguments["use_cache"] = False  # many configs say True: a cache that nobody reads costs time and memory
         arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
         return position_logits(self.model, positions, config.logits_shift, **arguments)
 
@@ -336,6 +346,35 @@ class PositionGroupEmbeddings(nn.Module):
     def forward(self) -> Tensor:
         rows = _group_rows(tuple(map(tuple, self.position_groups)), self.weight.device)
         return F.embedding(rows, self.weight).sum(dim=0)
+
+
+def _prepare_token_adapters(*modules: nn.Module | None) -> None:
+    """Give PEFT's trainable token rows, where an adapter has put them, `_token_rows` as their forward."""
+    for module in modules:
+        adapter = getattr(module, "token_adapter", None)
+        if adapter is not None and "forward_adapters" not in vars(adapter):
+            adapter.forward_adapters = partial(_token_rows, adapter)
+
+
+def _token_rows(layer: Any, inputs: Tensor, active: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+    """
+    What an embedding or a head gives with a few of its rows replaced by trained ones.
+
+    PEFT 0.21 computes the same with a new copy of the whole table at every call and, in training, a gradient of that
+    size (1 GB each for LLaDA-8B's embedding and head); and it leaves out a head's bias, which BERT's heads have.
+    """
+    base = layer.get_base_layer()
+    if layer.disable_adapters or layer.merged or not active or type(base) not in (nn.Embedding, nn.Linear):
+        return type(layer).forward_adapters(layer, inputs, active, *args, **kwargs)
+    result = base(inputs)
+    for name in active:
+        for token, row in zip(layer.token_indices[name], layer.trainable_tokens_delta[name], strict=True):
+            if isinstance(base, nn.Embedding):
+                result = torch.where((inputs == token)[..., None], row.to(result.dtype), result)
+            else:
+                scores = F.linear(inputs, row.to(inputs.dtype))
+                result[..., token] = scores if base.bias is None else scores + base.bias[token]
+    return result
 
 
 def build_backbone(config: RMConfig) -> PreTrainedModel:

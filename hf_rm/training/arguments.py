@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -16,6 +17,15 @@ from .losses import CLIPS
 class MaskedTrainingArguments(TrainingArguments):
     """What every trainer of this package adds to `TrainingArguments`."""
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments of `from_pretrained`, for a model given by name: dtype, device_map, "
+            '\'{"quantization_config": {"load_in_4bit": true}}\' for QLoRA.'
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Kept off: the collator needs the rows' `idx` and `editable_mask`."}
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..configuration_rm import RMConfig
@@ -21,6 +21,7 @@ from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, publish_folder
 from .data import RowDataset
+from .lora import check_quantisation, prepare_for_training
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -58,13 +59,9 @@ class MaskedTrainer(Trainer):
     ) -> None:
         # Data
         wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
-        # PEFT
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
         super().__init__(
-            model=model,
+            # PEFT
+            model=prepare_for_training(model, peft_config),
             args=args,
             data_collator=data_collator,
             train_dataset=wrap(train_dataset),
@@ -180,10 +177,25 @@ class MaskedTrainer(Trainer):
             self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
 
 
-def load_model(model: str | PreTrainedModel) -> PreTrainedModel:
-    """A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap."""
+def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] | str | None = None) -> PreTrainedModel:
+    """
+    A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap.
+
+    Raises:
+        ValueError: for `model_init_kwargs` beside a loaded model, and for a quantisation that cannot be had here.
+    """
+    kwargs = model_init_kwargs or {}
+    if isinstance(kwargs, str):
+        raise ValueError(f"`model_init_kwargs` is {kwargs!r}: pass a dict, or one written as JSON.")
     if not isinstance(model, str):
+        if kwargs:
+            raise ValueError(
+                f"`model_init_kwargs` is {kwargs}, but `model` is a {type(model).__name__}, loaded already: pass its "
+                "name, or load it with these arguments."
+            )
         return model
-    if isinstance(AutoConfig.from_pretrained(model), RMConfig):
-        return RMForMaskedDiffusion.from_pretrained(model)
-    return RMForMaskedDiffusion.from_backbone(model)
+    check_quantisation(kwargs)
+    where = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+    if PreTrainedConfig.get_config_dict(model, **where)[0].get("model_type") == RMConfig.model_type:
+        return RMForMaskedDiffusion.from_pretrained(model, **kwargs)
+    return RMForMaskedDiffusion.from_backbone(model, backbone_kwargs=kwargs)
