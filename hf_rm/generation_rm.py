@@ -140,6 +140,7 @@ class ReflectiveGenerationMixin:
         config = self._resolve_generation_config(generation_config, kwargs)
         mask_token_id = self._resolve_mask_token_id(config)
         check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
+        self._warn_of_untrained_head(config)
         # 2. the canvas
         canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id)
         generators = row_generators(generator, len(canvas.ids), samples=config.temperature > 0)
@@ -200,6 +201,14 @@ class ReflectiveGenerationMixin:
             )
         # Also with nothing to change: an attribute set by hand on the config is validated here.
         return config.updated(**changes)
+
+    def _warn_of_untrained_head(self, config: ReflectiveGenerationConfig) -> None:
+        if config.revise == "reflective" and getattr(self.config, "trained_to_remask", None) is False:
+            logger.warning_once(
+                'revise="reflective" re-masks where the mask is the more probable token, but this head was never '
+                "trained to predict the mask: it will hardly ever fire. Train the model with RMTrainer, or pass a "
+                "rule that needs no training (or revise=None)."
+            )
 
     def _resolve_mask_token_id(self, config: ReflectiveGenerationConfig) -> int:
         own = getattr(self.config, "mask_token_id", None)

@@ -10,6 +10,7 @@ from typing import Any
 CODE_FILES = (
     "configuration_rm.py",
     "families_rm.py",
+    "vocabulary_rm.py",
     "history.py",
     "generation_config_rm.py",
     "generation_rules_rm.py",

@@ -31,6 +31,7 @@ from .configuration_rm import RMConfig, embedding_width
 from .families_rm import family_of, find_mask_token_id, load_backbone
 from .generation_rm import ReflectiveGenerationMixin
 from .history import History, HistoryReference, HistorySegments, HistoryState
+from .vocabulary_rm import reserved_beside
 
 
 @dataclass
@@ -103,6 +104,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 what it is taken for: causal, shifted, deaf to its attention mask (`hf_rm.backbones.probe`).
             backbone_kwargs (`dict`, *optional*): passed to the backbone's `from_pretrained` (dtype, device_map, ...).
             config_kwargs: further arguments of [`RMConfig`]: `history`, `history_decay`, `position_groups` and so on.
+                `suppressed_token_ids` defaults to the ids that the tokenizer beside the weights does not have.
 
         Raises:
             ValueError: when no mask id is to be found or a setting cannot work.
@@ -114,12 +116,16 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
+        where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, **(backbone_kwargs or {}))
+            where = backbone_kwargs or {}
+            backbone = load_backbone(backbone, **where)
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
+        if "suppressed_token_ids" not in config_kwargs:
+            config_kwargs["suppressed_token_ids"] = reserved_beside(backbone, where)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
