@@ -243,7 +243,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         return inputs, state
 
     def _run_backbone(self, inputs: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        config = self.config
+        config, padding_mask = self.config, attention_mask
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
             if torch.is_autocast_enabled(inputs.device.type):
@@ -260,8 +260,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments = {} if position_ids is None else {"position_ids": position_ids}
         logits = self.model(inputs_embeds=inputs, attention_mask=attention_mask, **arguments).logits
-        # A shifted backbone says at position i - 1 what stands at i; nothing predicts the first one but itself.
-        return torch.cat((logits[:, :1], logits[:, :-1]), dim=1) if config.logits_shift else logits
+        return _shifted_right(logits, padding_mask) if config.logits_shift else logits
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -314,6 +313,16 @@ def _advance(
     sizes = [len(part.steps) if isinstance(part, HistoryState) else len(part.ids) for part in history]
     parts = zip(history, embeddings.split(sizes), strict=True)
     return HistoryState.cat([_advance(reference, part, rows, embed) for part, rows in parts])
+
+
+def _shifted_right(logits: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """A shifted backbone says at position i - 1 what stands at i; nothing predicts the first real one but itself."""
+    shifted = torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
+    if attention_mask is None:
+        return shifted
+    real = attention_mask.bool()
+    first = real & ~F.pad(real[:, :-1], (1, 0))
+    return torch.where(first[..., None], logits, shifted)
 
 
 def _group_attention_mask(

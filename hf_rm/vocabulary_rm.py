@@ -8,23 +8,25 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json")
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 MOST_RESERVED = 4096
 
 
 def find_tokenizer(name: str | None, **where: Any) -> Any:
     """The tokenizer that lies beside the weights `name` (a Hub name or a folder), or None where there is none."""
-    if not name or (Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES)):
+    if not name or (Path(name).is_dir() and not any((Path(name) / file).exists() for file in VOCABULARY_FILES)):
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **where})
+        tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **where})
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
         return None  # tokenizers of families that transformers cannot read fail in as many ways
+    # Where the file is not one that the class reads, what comes back knows its special tokens only.
+    return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
 
 
 def reserved_token_ids(tokenizer: Any, rows: int) -> list[int] | None:
     """
-    Rows of the embedding table that no token of the tokenizer has: padding of the table, which a reveal must not write.
+    Rows of the embedding table that no token of the tokenizer has: a reveal must not write them.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, *optional*): the vocabulary really used; None: nothing is known.
@@ -32,7 +34,7 @@ def reserved_token_ids(tokenizer: Any, rows: int) -> list[int] | None:
 
     Returns:
         `list[int]`, *optional*: the ids without a token, ascending. None when there is none, when nothing is known,
-        and when there are more than 4,096: so many stand for something that the tokenizer does not spell (image codes).
+        and when there are more than 4,096: so many stand for something that a tokenizer does not spell (image codes).
 
     Raises:
         ValueError: for a tokenizer that has ids past the last row: it belongs to another model.

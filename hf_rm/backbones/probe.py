@@ -25,9 +25,9 @@ from .traits import BackboneTraits
 _LENGTH = 16
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError)
 # A head that never had the mask as its target: p(mask) below this share of 1 / V at three of four random tokens.
-_NEVER_PREDICTED = 0.01
-# One that had: Eq. 1 re-masks most random tokens, with a probability that no random weights give to one id.
-_PREDICTED, _PREDICTED_OVER_CHANCE = 0.1, 10.0
+_NEVER_PREDICTED = 0.05
+# One that had: the mask takes a share at half of the random tokens that no random weights give to one id.
+_PREDICTED, _PREDICTED_OVER_CHANCE = 0.25, 3.0
 
 
 def probe(model: RMForMaskedDiffusion, tokenizer: Any = None) -> BackboneTraits:
@@ -137,6 +137,10 @@ class _Bench:
     def bare(self, ids: Tensor, attention_mask: Tensor | None = None, embeds: bool = True) -> Tensor:
         """(N, V) from the backbone itself."""
         inputs = {"inputs_embeds": self.embedding(ids)} if embeds else {"input_ids": ids}
+        if not self.config.backbone_positions:
+            inputs["position_ids"] = torch.zeros_like(ids)
+        elif attention_mask is not None and attention_mask.dim() == 2:
+            inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self._checked(self.backbone(attention_mask=attention_mask, **inputs).logits)
 
     def _checked(self, logits: Tensor) -> Tensor:
@@ -160,21 +164,23 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
     if not logits[:, bench.allowed].isfinite().all():
         raise ValueError(
             f"the backbone {bench.name!r} gives logits that are not finite: its weights are damaged, or overflow in "
-            f"{str(bench.model.dtype).removeprefix('torch.')}; load it with backbone_kwargs={{'dtype': 'float32'}}."
+            f"{str(bench.model.dtype).removeprefix('torch.')}. Load it with backbone_kwargs={{'dtype': 'float32'}}."
         )
     bidirectional = _bidirectional(bench, ids)
     two_d, padding_error, padding_problems = _padding(bench)
     four_d, per_head = _honours_4d(bench, ids), _honours_heads(bench, ids)
     block_causal = _block_causal(bench)
-    embeds_change = (bench.bare(ids) - (by_ids := bench.bare(ids, embeds=False))).abs()
+    by_embeds, by_ids = bench.bare(ids), bench.bare(ids, embeds=False)
+    embeds_error = float((by_embeds - by_ids).abs().nan_to_num().max())
     shift, shift_problems = _observed_shift(bench, ids, logits)
     predicts_mask, mask_probability = _predicts_mask(bench, logits)
     # Claims
     if not bidirectional and (config.attention_block_length or 2) > 1:
         problems.append(
             "it should be bidirectional, but a later token has no influence on earlier logits: it is causal "
-            "(autoregressive). Convert it with hf_rm.backbones.from_autoregressive and train it on masked text, or set "
-            "config.is_causal=False before wrapping if its weights were trained without a causal mask."
+            "(autoregressive). Convert it with hf_rm.backbones.from_autoregressive and train it on masked text, or pass "
+            "backbone_kwargs={'is_causal': False} (a loaded model: set config.is_causal=False before wrapping) if its "
+            "weights were trained without a causal mask."
         )
     problems += padding_problems
     if block_causal is False:
@@ -188,7 +194,9 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
             "`attention_groups` needs masks that differ between heads, and the backbone ignores them or refuses them. "
             "Load it with backbone_kwargs={'attn_implementation': 'sdpa'}, or pass attention_groups=None."
         )
-    if float(embeds_change[embeds_change.isfinite()].mean()) > bench.tolerance * float(by_ids[by_ids.isfinite()].std()):
+    if float(embeds_change[embeds_change.isfinite()].mean()) > bench.tolerance * float(
+        by_ids[by_ids.isfinite()].std()
+    ):
         problems.append(
             f"the wrapper hands it `inputs_embeds`, but they give other logits than the ids (by {_largest(embeds_change)}"
             "): it does more to ids than embedding them. Wrap a class of transformers that embeds them alike."
@@ -203,7 +211,7 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
         parameters=backbone.num_parameters(),
         dtype=str(bench.model.dtype).removeprefix("torch."),
         device=str(bench.device),
-        mask_token_id=config.mask_token_id,
+        mask_token_id=int(config.mask_token_id or 0),
         mask_source=_mask_source(bench, tokenizer),
         embedding_module=next(n for n, module in backbone.named_modules() if module is bench.embedding),
         embedding_width=bench.embedding(ids).shape[-1],
@@ -219,7 +227,7 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
         honours_4d_mask=four_d,
         honours_head_mask=per_head,
         padding_error=padding_error,
-        embeds_error=_largest(embeds_change),
+        embeds_error=embeds_error,
         logits_shift=config.logits_shift,
         observed_shift=shift,
         predicts_mask=predicts_mask,
@@ -269,15 +277,13 @@ def _padding(bench: _Bench) -> tuple[bool, float | None, list[str]]:
         return True, None, []
     honoured = _runs(lambda: not bench.differs(bench.bare(ids, mask)[real], bench.bare(others, mask)[real]))
     ignored = bench.differs(bench.logits(ids, mask)[real], bench.logits(others, mask)[real])
-    if bench.config.logits_shift:
-        # The output that belongs to the first real position stands in the padding before it.
-        real = real & (place > pad)
     problems = []
     if ignored:
         problems.append(
             "it should leave padding out of its attention, but tokens under attention_mask=0 change the logits of real "
             "positions: the mask is ignored. Load a version of the model that honours it (LLaDA's code from before "
-            "October 2025 does not; hf_rm's native route does), or backbone_kwargs={'attn_implementation': 'sdpa'}."
+            "October 2025 does not, hf_rm's native one does), or pass "
+            "backbone_kwargs={'attn_implementation': 'sdpa'}."
         )
     if bench.config.position_groups is not None:
         return honoured, None, problems
@@ -285,7 +291,7 @@ def _padding(bench: _Bench) -> tuple[bool, float | None, list[str]]:
     if error > bench.tolerance and not ignored:
         problems.append(
             f"padding should change nothing, but it moves the logits of real positions by {error:.1e} standard "
-            "deviations: the backbone counts positions in a way of its own. Pass inputs without padding and probe=False."
+            "deviations: the backbone counts positions its own way. Pass probe=False and inputs without padding."
         )
     return honoured, error, problems
 
@@ -297,8 +303,7 @@ def _padding_error(bench: _Bench, left: bool) -> float:
     real = torch.arange(bench.length) >= pad if left else torch.arange(bench.length) < bench.length - pad
     padded = bench.logits(ids, real.long()[None].to(bench.device))[real]
     alone = bench.logits(ids[:, real.to(bench.device)])
-    first = int(bench.config.logits_shift)  # nothing predicts the first position of a shifted model
-    return bench.change(alone[first:], padded[first:]) if len(alone) > first else 0.0
+    return bench.change(alone, padded)
 
 
 def _additive(bench: _Bench, allowed: Tensor) -> Tensor:
@@ -375,10 +380,10 @@ def _predicts_mask(bench: _Bench, logits: Tensor) -> tuple[bool | None, float]:
     """Whether the head was ever trained to predict the mask, and p(mask) at random tokens (upper quartile)."""
     log_p = logits.log_softmax(-1)[int(bench.config.logits_shift) :, bench.config.mask_token_id]
     probability = float(log_p.exp().quantile(0.75))
-    over_chance = probability * logits.shape[-1]
-    if over_chance < _NEVER_PREDICTED:
+    if probability * logits.shape[-1] < _NEVER_PREDICTED:
         return False, probability
-    certain = float(log_p.exp().median()) >= _PREDICTED and over_chance >= _PREDICTED_OVER_CHANCE
+    median = float(log_p.exp().median())
+    certain = median >= max(_PREDICTED, _PREDICTED_OVER_CHANCE / logits.shape[-1])
     return (True if certain else None), probability
 
 
@@ -399,10 +404,6 @@ def _tied(bench: _Bench) -> bool:
     head = bench.model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     return weight is not None and weight is getattr(bench.embedding, "weight", None)
-
-
-def _largest(difference: Tensor) -> float:
-    return float(difference[difference.isfinite()].max())
 
 
 def _runs(test: Callable[[], bool]) -> bool:
