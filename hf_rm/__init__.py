@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from .configuration_rm import RMConfig
+from .families_rm import ILLaDAForCausalLM, LLaDAModelLM
+from .llada import CONFIGS, LLaDAConfig, register_conversions
 from .modeling_rm import RMForMaskedDiffusion
 
 if TYPE_CHECKING:
@@ -38,11 +40,14 @@ _LAZY = {
     "RMTrainer": "training",
     "RMTrainingArguments": "training",
 }
-__all__ = ["RMConfig", "RMForMaskedDiffusion", *sorted(_LAZY)]
+__all__ = ["LLaDAConfig", "LLaDAModelLM", "RMConfig", "RMForMaskedDiffusion", *sorted(_LAZY)]
 
-AutoConfig.register(RMConfig.model_type, RMConfig, exist_ok=True)
-AutoModel.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
-AutoModelForMaskedLM.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
+register_conversions()
+for _type, _config in {RMConfig.model_type: RMConfig, **CONFIGS}.items():
+    AutoConfig.register(_type, _config, exist_ok=True)
+for _model in (RMForMaskedDiffusion, LLaDAModelLM, ILLaDAForCausalLM):
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
+    AutoModelForMaskedLM.register(_model.config_class, _model, exist_ok=True)
 
 
 def _probe_backbone(model: RMForMaskedDiffusion) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .llada import CONFIGS
+
 HISTORY_NORMS = ("rms", "match", "none")
 HISTORY_SCOPES = ("all", "editable")
 
@@ -214,4 +216,5 @@ def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
     model_type = values.pop("model_type", None)
     if model_type is None:
         raise ValueError("`text_config` has no model_type: pass a PreTrainedConfig or the dict of a saved one.")
-    return AutoConfig.for_model(model_type, **values)
+    own = CONFIGS.get(model_type)
+    return own(**values) if own is not None else AutoConfig.for_model(model_type, **values)

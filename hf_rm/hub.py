@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 CODE_FILES = (
+    "llada.py",
     "configuration_rm.py",
     "families_rm.py",
     "vocabulary_rm.py",

@@ -15,12 +15,9 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -28,9 +25,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_rm import RMConfig, embedding_width
-from .families_rm import family_of, find_mask_token_id, load_backbone
+from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
 from .history import History, HistoryReference, HistorySegments, HistoryState
+from .llada import register_conversions
 from .vocabulary_rm import reserved_beside
 
 
@@ -125,7 +123,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
         if "suppressed_token_ids" not in config_kwargs:
-            config_kwargs["suppressed_token_ids"] = reserved_beside(backbone, where)
+            known = None if family is None else family.suppressed_token_ids(backbone.config.vocab_size)
+            config_kwargs["suppressed_token_ids"] = known or reserved_beside(backbone, where)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
@@ -145,14 +144,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a damaged weight file is named."""
-        try:
+        with readable_weights(pretrained_model_name_or_path, kwargs):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            files = ", ".join(_unreadable_files(pretrained_model_name_or_path)) or "a weight file"
-            raise OSError(
-                f"{files} of {str(pretrained_model_name_or_path)!r} is truncated or damaged ({error}): "
-                "copy or download it again."
-            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -287,14 +280,8 @@ def build_backbone(config: RMConfig) -> PreTrainedModel:
     Raises:
         ValueError: when transformers has no class of that name.
     """
-    backbone_class: Any = getattr(transformers, config.backbone_class or "", None)
-    known = isinstance(backbone_class, type) and issubclass(backbone_class, PreTrainedModel)
-    if not known:
-        raise ValueError(
-            f"`backbone_class` is {config.backbone_class!r}, which transformers {transformers.__version__} does not "
-            "have: pass the name of one of its model classes, for example 'LlamaForCausalLM'."
-        )
-    return backbone_class._from_config(config.text_config)
+    register_conversions()
+    return backbone_class(config.backbone_class)._from_config(config.text_config)
 
 
 def _advance(
@@ -391,15 +378,3 @@ def _check_forward(config: RMConfig, input_ids: Tensor, labels: Tensor | None) -
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "
             "same shape, -100 where a position has none."
         )
-
-
-def _unreadable_files(folder: Any) -> list[str]:
-    """Names of the weight files in a local folder that safetensors cannot open."""
-    damaged = []
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError:
-            damaged.append(file.name)
-    return damaged

@@ -178,8 +178,8 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
     if not bidirectional and (config.attention_block_length or 2) > 1:
         problems.append(
             "it should be bidirectional, but a later token has no influence on earlier logits: it is causal "
-            "(autoregressive). Convert it with hf_rm.backbones.from_autoregressive and train it on masked text, or pass "
-            "backbone_kwargs={'is_causal': False} (a loaded model: set config.is_causal=False before wrapping) if its "
+            "(autoregressive). Convert it with hf_rm.backbones.from_autoregressive and train it on masked text, or "
+            "pass backbone_kwargs={'is_causal': False} (a loaded model: set config.is_causal=False) if its "
             "weights were trained without a causal mask."
         )
     problems += padding_problems
@@ -194,12 +194,11 @@ def _measure(bench: _Bench, tokenizer: Any) -> BackboneTraits:
             "`attention_groups` needs masks that differ between heads, and the backbone ignores them or refuses them. "
             "Load it with backbone_kwargs={'attn_implementation': 'sdpa'}, or pass attention_groups=None."
         )
-    if float(embeds_change[embeds_change.isfinite()].mean()) > bench.tolerance * float(
-        by_ids[by_ids.isfinite()].std()
-    ):
+    if bench.change(by_ids, by_embeds) > bench.tolerance:
         problems.append(
-            f"the wrapper hands it `inputs_embeds`, but they give other logits than the ids (by {_largest(embeds_change)}"
-            "): it does more to ids than embedding them. Wrap a class of transformers that embeds them alike."
+            "the wrapper hands it `inputs_embeds`, but they give other logits than the ids (by "
+            f"{embeds_error:.1e}): it does more to ids than embedding them. Wrap a class of transformers that embeds "
+            "both alike."
         )
     problems += shift_problems
     text_config = config.text_config.get_text_config()
@@ -280,9 +279,9 @@ def _padding(bench: _Bench) -> tuple[bool, float | None, list[str]]:
     problems = []
     if ignored:
         problems.append(
-            "it should leave padding out of its attention, but tokens under attention_mask=0 change the logits of real "
-            "positions: the mask is ignored. Load a version of the model that honours it (LLaDA's code from before "
-            "October 2025 does not, hf_rm's native one does), or pass "
+            "it should leave padding out of its attention, but tokens under attention_mask=0 change the logits of "
+            "real positions: the mask is ignored. Load a version of the model that honours it (LLaDA's code from "
+            "before October 2025 does not, hf_rm's native one does), or pass "
             "backbone_kwargs={'attn_implementation': 'sdpa'}."
         )
     if bench.config.position_groups is not None:
