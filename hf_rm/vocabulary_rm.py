@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 MOST_RESERVED = 4096
@@ -18,8 +21,13 @@ def find_tokenizer(name: str | None, **where: Any) -> Any:
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **where})
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError):
-        return None  # tokenizers of families that transformers cannot read fail in as many ways
+    except OSError:
+        return None
+    except Exception as error:  # a damaged file raises nothing narrower, a foreign format anything
+        logger.warning_once(
+            f"The tokenizer of {name!r} cannot be read ({error}): which ids are reserved is not known."
+        )
+        return None
     # Where the file is not one that the class reads, what comes back knows its special tokens only.
     return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
 

@@ -1,5 +1,7 @@
 """The `hf-rm` command."""
 
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,9 @@ def test_errors_are_one_line_and_a_status(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as stopped:
         main(["prob"])
     assert stopped.value.code == 2
+
+
+def test_the_command_is_installed() -> None:
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["hf-rm"]
+    module, _, function = entry.partition(":")
+    assert getattr(import_module(module), function) is main

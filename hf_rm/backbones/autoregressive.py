@@ -104,11 +104,11 @@ def _check_bidirectional(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()
     try:
-        ids = torch.tensor([[0, 1, 0, 1], [0, 1, 1, 0]], device=model.device)
+        ids = torch.tensor([[0, 1, 0, 0], [0, 1, 1, 1]], device=model.device)
         first, second = model(input_ids=ids).logits[:, :2].float()
     finally:
         model.train(training)
-    if torch.equal(first, second):
+    if torch.allclose(first, second, rtol=1e-4, atol=1e-6):  # experts are batched anew: not equal to the bit
         raise ValueError(
             f"{type(model).__name__} stays causal with config.is_causal=False: its attention does not follow the "
             "setting. Pass a Llama, a Qwen2 / Qwen3 or a SmolLM2, or attn_implementation='sdpa'."

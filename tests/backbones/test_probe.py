@@ -21,9 +21,12 @@ from transformers import (
     ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 import hf_rm.generation_rm as generation
+import hf_rm.vocabulary_rm as vocabulary
 from hf_rm import RMConfig, RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.backbones import BackboneTraits, measure, probe
 from hf_rm.vocabulary_rm import find_tokenizer, reserved_token_ids
@@ -68,6 +71,16 @@ def words(count: int, mask: str | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")), unk_token="<unk>", mask_token=mask
     )
+
+
+@pytest.fixture
+def warnings_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of the decoding loop and of the vocabulary, from a fresh start."""
+    seen: list[str] = []
+    for module in (generation, vocabulary):
+        monkeypatch.setattr(module.logger, "warning", lambda message, *args, **kwargs: seen.append(message))
+        module.logger.warning_once.cache_clear()
+    return seen
 
 
 # What it sees
@@ -128,6 +141,31 @@ def test_a_model_without_weights_is_left_alone() -> None:
     with torch.device("meta"):
         backbone = LlamaForCausalLM(llama().config)
     assert RMForMaskedDiffusion.from_backbone(backbone, 0).config.mask_token_id == 0
+
+
+def test_offloaded_weights_are_run_where_they_belong(tmp_path: Path) -> None:
+    llama(layers=2).save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "disk", "lm_head": "cpu"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu"}
+    loading = {"device_map": places, "offload_folder": str(tmp_path / "offload")}
+    model = RMForMaskedDiffusion.from_backbone(str(tmp_path / "model"), 0, backbone_kwargs=loading)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    traits = measure(model)
+    expected = traits_of(llama(layers=2))
+    assert traits.device == "cpu" and traits.mask_probability == pytest.approx(expected.mask_probability)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_experts_do_not_blur_the_picture(causal: bool, dtype: torch.dtype) -> None:
+    """Experts compute other batches when other tokens change: earlier logits need not be equal to the bit."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "initializer_range": 0.3}
+    config = Qwen3MoeConfig(**sizes, **experts, num_attention_heads=4, num_key_value_heads=2, is_causal=causal)
+    traits = traits_of(Qwen3MoeForCausalLM(config).eval().to(dtype))
+    assert traits.bidirectional is not causal
+    assert traits.honours_2d_mask and traits.honours_4d_mask
 
 
 # What it refuses
@@ -372,6 +410,13 @@ def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     assert find_tokenizer(str(tmp_path)) is None
 
 
+def test_a_damaged_tokenizer_is_named_and_left(tmp_path: Path, warnings_seen: list[str]) -> None:
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{nonsense")
+    assert RMForMaskedDiffusion.from_backbone(str(tmp_path), 0).config.suppressed_token_ids is None
+    assert len(warnings_seen) == 1 and str(tmp_path) in warnings_seen[0]
+
+
 # A real pretrained masked language model
 
 
@@ -427,14 +472,6 @@ def test_without_history_it_is_the_backbone_bit_for_bit(rxnmapper: str) -> None:
 
 
 # A head that was never trained to predict the mask
-
-
-@pytest.fixture
-def warnings_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    seen: list[str] = []
-    monkeypatch.setattr(generation.logger, "warning", lambda message, *args, **kwargs: seen.append(message))
-    generation.logger.warning_once.cache_clear()
-    return seen
 
 
 def test_reflection_with_an_untrained_head_warns_once(rxnmapper: str, warnings_seen: list[str]) -> None:
