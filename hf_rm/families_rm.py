@@ -85,7 +85,7 @@ FAMILIES: dict[str, Family] = {
     "albert": Family("ALBERT", lora_targets=_BERT_TARGETS),
     "modernbert": Family("ModernBERT", lora_targets=("attn.Wqkv", "attn.Wo")),
 }
-"""Families by `model_type`; Lumina-DiMOO, which has LLaDA's, is known by its class."""
+"""Families by `model_type`; `family_of` also tells apart those that are published under LLaDA's."""
 
 
 class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
@@ -119,6 +119,11 @@ class LLaDAModelLM(_NativeMaskedLM):
     """
 
     config_class = LLaDAConfig
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        # LLaDA pads with the token that ends a text: its embedding is trained like any other.
+        self.model.embed_tokens.padding_idx = None
 
     def save_pretrained(
         self, save_directory: Any, *args: Any, save_original_format: bool = True, **kwargs: Any
@@ -161,9 +166,12 @@ def backbone_class(name: str | None) -> Any:
 
 def family_of(config: PreTrainedConfig) -> Family | None:
     """The family of a loaded backbone's config, or None for one that is not known."""
-    if config.model_type == "llada" and "LLaDAForMultiModalGeneration" in (config.architectures or ()):
-        return FAMILIES["lumina"]
-    return FAMILIES.get(config.model_type)
+    name = config.model_type
+    if name == "llada" and "LLaDAForMultiModalGeneration" in (config.architectures or ()):
+        name = "lumina"
+    elif name == "llada" and config.vocab_size == 155136:
+        name = "illada"  # its mask is not LLaDA's, which would be a word there
+    return FAMILIES.get(name)
 
 
 def find_mask_token_id(backbone: PreTrainedModel) -> int | None:
@@ -221,14 +229,20 @@ def _where(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _read_config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
     values, _ = PreTrainedConfig.get_config_dict(name, **_where(kwargs))
-    known = CONFIGS.get(values.get("model_type", ""))
+    if "model_type" not in values:
+        raise OSError(
+            f"{name!r} has no config.json with a model_type: pass a Hub name or the folder of a saved model."
+        )
+    known = CONFIGS.get(values["model_type"])
     if known is not None:
         return known.from_pretrained(name, **_where(kwargs))
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code"), **_where(kwargs))
+        return AutoConfig.from_pretrained(
+            name, trust_remote_code=kwargs.get("trust_remote_code", False), **_where(kwargs)
+        )
     except ValueError as error:
         raise ValueError(
-            f"{name!r} has model_type {values.get('model_type')!r}, which neither hf_rm nor transformers "
+            f"{name!r} has model_type {values['model_type']!r}, which neither hf_rm nor transformers "
             f"{transformers.__version__} can load by itself ({', '.join(sorted(FAMILIES))} and transformers' own can "
             "be): pass a loaded model, or backbone_kwargs=dict(trust_remote_code=True) if you trust its code."
         ) from error
@@ -237,6 +251,8 @@ def _read_config(name: str, kwargs: dict[str, Any]) -> PreTrainedConfig:
 def _loader(config: PreTrainedConfig) -> Any:
     """The class, ours or an Auto class, that loads a checkpoint of this configuration."""
     family = family_of(config) if isinstance(config, tuple(CONFIGS.values())) else None
+    if isinstance(config, LLaDAConfig):
+        return LLaDAModelLM
     if family is not None:
         return backbone_class(family.backbone_class)
     remote = getattr(config, "auto_map", None) or {}

@@ -71,6 +71,9 @@ _LLADA2_NETWORK = {
 }
 _ILLADA_NETWORK = {"layer_norm_eps": None, "resid_pdrop": 0.0}
 
+# What every one of them is, where its file does not say so.
+_DIFFUSION = {"is_causal": False, "use_cache": False, "mask_token_id": None}
+
 # Whether `config.json` is being written in LLaDA's own words (`LLaDAModelLM.save_pretrained`).
 published_names: ContextVar[bool] = ContextVar("published_names", default=False)
 
@@ -104,12 +107,8 @@ class LLaDAConfig(LlamaConfig):
     model_type = "llada"
     attribute_map = dict(_LLADA_NAMES)
 
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
-
     def __init__(self, **values: Any) -> None:
-        super().__init__(**_read_llada(values) if "d_model" in values else values)
+        super().__init__(**{**_DIFFUSION, **(_read_llada(values) if "d_model" in values else values)})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -174,12 +173,10 @@ class LLaDAMoEConfig(Qwen3MoeConfig):
 
     model_type = "lladamoe"
 
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
-
     def __init__(self, **values: Any) -> None:
-        super().__init__(**_read_llada_moe(values) if "expert_intermediate_size" in values else values)
+        super().__init__(
+            **{**_DIFFUSION, **(_read_llada_moe(values) if "expert_intermediate_size" in values else values)}
+        )
 
 
 def _read_llada_moe(values: dict[str, Any]) -> dict[str, Any]:
@@ -202,12 +199,8 @@ class LLaDA2MoeConfig(Glm4MoeConfig):
 
     model_type = "llada2_moe"
 
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
-
     def __init__(self, **values: Any) -> None:
-        super().__init__(**_read_llada2(values) if "num_experts" in values else values)
+        super().__init__(**{**_DIFFUSION, **(_read_llada2(values) if "num_experts" in values else values)})
 
 
 def _read_llada2(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +20,8 @@ def find_tokenizer(name: str | None, **where: Any) -> Any:
     if not name or (Path(name).is_dir() and not any((Path(name) / file).exists() for file in VOCABULARY_FILES)):
         return None
     try:
+        if not Path(name).is_dir():  # without this file there is none, and transformers makes one up
+            cached_file(name, "tokenizer_config.json", **{k: v for k, v in where.items() if k != "trust_remote_code"})
         tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **where})
     except OSError:
         return None

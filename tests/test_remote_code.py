@@ -1,13 +1,12 @@
 """The flat core as its own program: exported next to a model it runs where hf_rm is not installed."""
 
 import ast
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from blocked import run_blocked
 from tiny_models import grid_model
 
 import hf_rm
@@ -16,11 +15,6 @@ from hf_rm.hub import export_code, save_for_hub
 
 PACKAGE = Path(hf_rm.__file__).parent
 
-# Runs before the script of a subprocess: the named packages cannot be imported there.
-BLOCK = """
-import sys
-sys.modules.update(dict.fromkeys({blocked!r}))
-"""
 DECODE = """
 import torch
 from transformers import AutoModel
@@ -48,18 +42,6 @@ def flat_core() -> list[Path]:
             files.append(path)
             names += [node.module for node in imports(path) if isinstance(node, ast.ImportFrom) and node.level]
     return files
-
-
-def run_blocked(script: str, blocked: set[str], folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """A script in an interpreter that cannot import `blocked`, started in `folder`."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, "-c", BLOCK.format(blocked=blocked) + script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_the_flat_core_imports_only_its_siblings() -> None:

@@ -136,8 +136,8 @@ def write_llada(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return _save(folder, config, weights)
 
 
-def write_illada(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """iLLaDA: grouped key-value heads, a tied head."""
+def write_llada_grouped(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """LLaDA's own naming with grouped key-value heads and a tied head."""
     return write_llada(folder, seed, **{"n_kv_heads": 2, "weight_tying": True, **changes})
 
 
@@ -174,6 +174,44 @@ def _mlp(weights: _Weights, prefix: str, inner: int) -> None:
     weights.normal(prefix + "gate_proj.weight", inner, WIDTH)
     weights.normal(prefix + "up_proj.weight", inner, WIDTH)
     weights.normal(prefix + "down_proj.weight", WIDTH, inner)
+
+
+def write_illada(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """iLLaDA: Llama's naming, grouped key-value heads, a tied head that is stored all the same."""
+    config = {
+        "architectures": ["ILLaDAForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_illada.ILLaDAConfig",
+            "AutoModel": "modeling_illada.ILLaDAForCausalLM",
+            "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
+        },
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 24,
+        "layer_norm_eps": None,
+        "max_position_embeddings": 128,
+        "mlp_bias": False,
+        "model_type": "illada",
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": 2,
+        "pad_token_id": 1,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": VOCABULARY,
+        **changes,
+    }
+    weights = _decoder_weights(seed, bias=False, qk_norm=False, kv_heads=2, mlp=True, tied=True)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    return _save(folder, config, weights)
 
 
 def write_llada_moe(folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -458,7 +496,8 @@ class TinyFamily:
 
 FAMILIES_UNDER_TEST: dict[str, TinyFamily] = {
     "llada": TinyFamily(write_llada, "LLaDAModelLM", tied=False, mask_token_id=None),
-    "illada": TinyFamily(write_illada, "LLaDAModelLM", tied=True, mask_token_id=None),
+    "llada_grouped": TinyFamily(write_llada_grouped, "LLaDAModelLM", tied=True, mask_token_id=None),
+    "illada": TinyFamily(write_illada, "ILLaDAForCausalLM", tied=True, mask_token_id=5),
     "lumina": TinyFamily(write_lumina, "LLaDAModelLM", tied=False, mask_token_id=None),
     "llada_moe": TinyFamily(write_llada_moe, "Qwen3MoeForCausalLM", tied=False),
     "llada2": TinyFamily(write_llada2, "Glm4MoeForCausalLM", tied=False, attention_block_length=32),
