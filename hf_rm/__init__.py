@@ -62,6 +62,15 @@ def _push(*args: Any, **kwargs: Any) -> Any:
 RMForMaskedDiffusion.hub_push = staticmethod(_push)
 
 
+def _probe_backbone(model: RMForMaskedDiffusion) -> None:
+    from .backbones import probe_on_load
+
+    probe_on_load(model)
+
+
+RMForMaskedDiffusion.backbone_probe = staticmethod(_probe_backbone)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'hf_rm' has no attribute {name!r}")

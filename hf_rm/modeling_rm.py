@@ -39,6 +39,7 @@ from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import position_logits
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
+from .vocabulary_rm import reserved_beside
 
 
 @dataclass
@@ -118,6 +119,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 what it is taken for: causal, shifted, deaf to its attention mask (`hf_rm.backbones.probe`).
             backbone_kwargs (`dict`, *optional*): passed to the backbone's `from_pretrained` (dtype, device_map, ...).
             config_kwargs: further arguments of [`RMConfig`]: `history`, `history_decay`, `position_groups` and so on.
+                `suppressed_token_ids` defaults to the ids that the tokenizer beside the weights does not have.
 
         Raises:
             ValueError: when no mask id is to be found or a setting cannot work.
@@ -130,13 +132,17 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             103
         """
         loading = backbone_kwargs or {}
+        where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, **loading)
+            where = loading
+            backbone = load_backbone(backbone, **where)
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
-            config_kwargs.setdefault("suppressed_token_ids", family.suppressed_token_ids(backbone.config.vocab_size))
+        if "suppressed_token_ids" not in config_kwargs:
+            known = None if family is None else family.suppressed_token_ids(backbone.config.vocab_size)
+            config_kwargs["suppressed_token_ids"] = known or reserved_beside(backbone, where)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
@@ -307,7 +313,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         positions: Tensor | None,
         **caching: Any,
     ) -> Tensor:
-        config = self.config
+        config, padding_mask = self.config, attention_mask
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
             if torch.is_autocast_enabled(inputs.device.type):
@@ -328,7 +334,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if self._takes_use_cache:
             arguments["use_cache"] = False  # many configs say True: a cache that nobody reads costs time and memory
         arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
-        return position_logits(self.model, positions, config.logits_shift, **arguments)
+        sources = _predictors(inputs, padding_mask) if config.logits_shift else None
+        return position_logits(self.model, positions, sources, **arguments)
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -404,6 +411,22 @@ def _advance(
     sizes = [len(part.steps) if isinstance(part, HistoryState) else len(part.ids) for part in history]
     parts = zip(history, embeddings.split(sizes), strict=True)
     return HistoryState.cat([_advance(reference, part, rows, embed) for part, rows in parts])
+
+
+def _predictors(inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """
+    (B, N) long: whose output speaks of each position of a shifted backbone: the one's before it.
+
+    Nothing predicts the first real position but itself.
+    """
+    batch, length = inputs.shape[:2]
+    places = torch.arange(length, device=inputs.device)
+    before = (places - 1).clamp(min=0).expand(batch, -1)
+    if attention_mask is None:
+        return before
+    real = attention_mask.bool()
+    first = real & ~F.pad(real[:, :-1], (1, 0))
+    return torch.where(first, places, before)
 
 
 def _group_attention_mask(

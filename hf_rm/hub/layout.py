@@ -19,6 +19,7 @@ from ..modeling_rm import RMForMaskedDiffusion
 CODE_FILES = (
     "llada.py",
     "configuration_rm.py",
+    "vocabulary_rm.py",
     "families_rm.py",
     "heads_rm.py",
     "history.py",

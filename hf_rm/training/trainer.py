@@ -85,6 +85,11 @@ class RMTrainer(MaskedTrainer):
         self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
         self.loss_parts = LossParts()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; from here on the head counts as one that has learned to predict the mask."""
+        self.model.config.trained_to_remask = True
+        return super().train(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
