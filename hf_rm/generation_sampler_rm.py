@@ -48,7 +48,6 @@ class Sampler:
         self, logits: Tensor, uniforms: Callable[[int], Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(b, A) proposals, best tokens, their logits and log-partitions of logits (b, A, V), left as they are."""
-        partition = None if self.restricted else torch.logsumexp(logits.float(), dim=-1)
         kept = logits.index_select(-1, self.forbidden)
         logits.index_fill_(-1, self.forbidden, -torch.inf)
         best_logit, best = logits.max(-1)
@@ -56,9 +55,16 @@ class Sampler:
         if len(self.processors):
             assert uniforms is not None
             proposal = self._sample(logits, uniforms(0))
-        if partition is None:
-            partition = torch.logsumexp(logits.float(), dim=-1)
-        logits.index_copy_(-1, self.forbidden, kept)
+        if not self.restricted:
+            logits.index_copy_(-1, self.forbidden, kept)
+        # The best token is added last and in 64 bits: in 32 all that is nearly certain would look equally certain.
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        logits.scatter_(-1, best[..., None], -torch.inf)
+        rest = torch.logsumexp(logits.float(), dim=-1)
+        logits.scatter_(-1, best[..., None], best_logit[..., None])
+        partition = torch.logaddexp(rest.to(wide), best_logit.to(wide))
+        if self.restricted:
+            logits.index_copy_(-1, self.forbidden, kept)
         return proposal, best, best_logit, partition
 
     def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
