@@ -56,7 +56,7 @@ from .generation_rows_rm import (
     uniforms,
 )
 from .generation_rules_rm import REVEAL_RULES, DenoisingStep, Schedule
-from .generation_sampler_rm import Sampler, end_tokens
+from .generation_sampler_rm import Sampler, end_tokens, padding_token
 from .history import HistoryState
 
 __all__ = ["ReflectiveGenerationMixin", "ReflectiveOutput", "ReflectiveTrajectory", "reflective_rule"]
@@ -280,6 +280,7 @@ class _DenoisingLoop:
         self.schedule = block_schedule(config, canvas, mask_token_id)
         self.max_steps = step_bounds(config, canvas, self.schedule)
         self.ends = end_tokens(model, config, self.device)
+        self.padding = padding_token(model, config, self.ends)
         self.sampler = Sampler(model, config, mask_token_id, self.ends, self.device)
         self.denoiser = Denoiser(model, config, canvas, mask_token_id)
         # With every block in reach there is one window over all of them.
@@ -476,12 +477,11 @@ class _DenoisingLoop:
         """What follows the first end token of an answer becomes padding."""
         if not self.config.stop_at_eos:
             return
-        assert self.ends is not None
+        assert self.ends is not None and self.padding is not None
         canvas = self.canvas
         is_end = (canvas.ids[..., None] == self.ends).any(-1) & canvas.editable
         behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
-        pad = self.config.pad_token_id
-        canvas.ids = torch.where(behind & canvas.editable, int(self.ends[0]) if pad is None else pad, canvas.ids)
+        canvas.ids = torch.where(behind & canvas.editable, self.padding, canvas.ids)
 
     def _state_is_everything(self) -> bool:
         """Whether the next step depends on the current state alone, so that a repeated state proves a loop."""

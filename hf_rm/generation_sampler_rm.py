@@ -87,13 +87,26 @@ def end_tokens(model: Any, config: ReflectiveGenerationConfig, device: torch.dev
     """
     if not (config.stop_at_eos or config.suppress_eos or config.delay_eos):
         return None
-    inner = getattr(model.config, "text_config", None) or model.config
-    own = getattr(inner, "eos_token_id", None) if config.eos_token_id is None else config.eos_token_id
-    if own is None:
+    own = _special_token(model, config, "eos_token_id")
+    ids = own if isinstance(own, (list, tuple)) else [own]
+    if not ids or not all(isinstance(i, int) and 0 <= i < model.config.vocab_size for i in ids):
         raise ValueError(
-            "`stop_at_eos`, `suppress_eos` or `delay_eos` is set, but no end token is known: pass `eos_token_id`."
+            f"`stop_at_eos`, `suppress_eos` or `delay_eos` is set, but `eos_token_id` is {own!r}: pass ids from 0 to "
+            f"{model.config.vocab_size - 1}."
         )
-    return torch.tensor([own] if isinstance(own, int) else list(own), device=device)
+    return torch.tensor(ids, device=device)
+
+
+def padding_token(model: Any, config: ReflectiveGenerationConfig, ends: Tensor | None) -> int | None:
+    """What follows the end of a text: the padding of the generation config, else the model's, else the end itself."""
+    own = _special_token(model, config, "pad_token_id")
+    return own if own is not None or ends is None else int(ends[0])
+
+
+def _special_token(model: Any, config: ReflectiveGenerationConfig, name: str) -> Any:
+    inner = getattr(model.config, "text_config", None) or model.config
+    own = getattr(config, name)
+    return getattr(inner, name, None) if own is None else own
 
 
 def _forbidden_ids(
