@@ -101,7 +101,8 @@ class OnPolicyPool:
         """Everything a resumed run needs, as plain tensors."""
         if self.rows is None:
             return {}
-        tensors = {**self.rows.tensors(), **vars(self.rows.history)}
+        history = self.rows.history
+        tensors = {**self.rows.tensors(), "accumulator": history.accumulator, "steps": history.steps}
         return {name: value.contiguous() for name, value in tensors.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
