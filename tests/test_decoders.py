@@ -648,7 +648,27 @@ def test_an_adversary_terminates(revise: str, reveal: str) -> None:
     assert int((bounded.num_remasks + bounded.num_edits).max()) <= 2 * 9
 
 
-@settings(max_examples=80)
+def test_revision_reaches_back_with_scope_all_and_not_otherwise() -> None:
+    """Each block goes on as soon as it is full: only a later block's steps can take its tokens back."""
+    model = ScriptedModel(adversary, vocab_size=VOCAB)
+    remasked = {}
+    for scope in ("block", "all"):
+        output = model.generate_reflective(
+            ids_of(1, 3),
+            max_new_tokens=9,
+            block_length=3,
+            revise="low_prob",
+            revise_scope=scope,
+            max_revision_rounds=0,
+            max_remasks_per_position=1,
+            output_trajectory=True,
+        )
+        assert not (output.sequences == MASK).any()
+        remasked[scope] = (output.trajectory.actions == REMASK).sum(0)[0, 3:].tolist()
+    assert remasked == {"block": [0] * 9, "all": [1] * 6 + [0] * 3}
+
+
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10_000),
     rules=st.sampled_from([(reveal, revise) for reveal in REVEAL_RULES for revise in [*REVISION_RULES, None]]),
