@@ -69,8 +69,8 @@ class SudokuArguments:
     structured: bool = field(
         default=True, metadata={"help": "Row, column and box structure; otherwise full attention."}
     )
-    num_layers: int = field(default=4, metadata={"help": "Layers of the network."})
-    intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
+    num_layers: int = field(default=6, metadata={"help": "Layers of the network."})
+    intermediate_size: int = field(default=240, metadata={"help": "Width of the feed-forward layers."})
     finish_steps: list[int] = field(
         default_factory=list, metadata={"help": "Steps of each finishing stage: mostly pool rows, which live longer."}
     )

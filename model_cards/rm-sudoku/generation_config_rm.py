@@ -222,6 +222,11 @@ class ReflectiveGenerationConfig(GenerationConfig):
                 )
         if self.suppress_eos and (self.delay_eos or self.stop_at_eos):
             raise ValueError("`suppress_eos` contradicts `delay_eos` and `stop_at_eos`: pass one or the other.")
+        if self.delay_eos and self.reveal in ("all", "policy", "remdm"):
+            raise ValueError(
+                f'`delay_eos` is True, but reveal="{self.reveal}" puts no token behind another: leave it out or pass '
+                'reveal="confidence".'
+            )
 
     def _check_integer(self, name: str, minimum: int) -> None:
         value = getattr(self, name)

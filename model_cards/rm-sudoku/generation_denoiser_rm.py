@@ -63,13 +63,15 @@ class Denoiser:
         self.freezes = bool(
             self.use_history and self.block_length and getattr(model.config, "history_scope", None) == "editable"
         )
+        # An earlier block that may still be revised is not finished: a frozen memory would hide the revision.
+        self.revisits = config.revise_scope == "all"
         if self.scale != 1.0:
             _check_guidance(canvas)
         self.cache: BlockCache | None = None
         if config.use_cache:
             block_length = self._check_cache()
             # A revision of an earlier block invalidates all that comes after it: nothing is kept then.
-            if config.revise_scope == "block":
+            if not self.revisits:
                 self.cache = BlockCache(canvas, block_length, branches=1 if self.scale == 1.0 else 2)
 
     @property
@@ -98,7 +100,7 @@ class Denoiser:
         self, rows: Rows, ids: Tensor, history: HistoryState | None, window: Tensor | None, branch: int
     ) -> tuple[Denoised, HistoryState | None]:
         """One branch of guidance, or all there is without."""
-        if self.freezes and history is not None:
+        if self.freezes and not self.revisits and history is not None:
             history = replace(history, frozen=self._finished(rows))
         if self.cache is None or not self.cache.filled[branch]:
             caching: dict[str, Any] = {}

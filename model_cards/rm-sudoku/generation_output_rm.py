@@ -38,7 +38,8 @@ class ReflectiveOutput(ModelOutput):
         sequences (`Tensor` of shape `(B, N)`, long): the final canvas, prompt included.
         num_steps, num_forwards, num_reveals, num_remasks, num_edits (`Tensor`, long): steps taken, forward passes, and
             how often a position was revealed, re-masked, or replaced outright.
-        num_revision_rounds (`Tensor`, long): steps that began without a mask.
+        num_revision_rounds (`Tensor`, long): steps that began without a mask, or after the reveal schedule. All
+            others are reveals, at most `steps` of them.
         converged (`Tensor`, bool): whether the row ended because nothing was left to do, rather than at a limit.
         stop_reason (`list[str]`): `"converged"` (nothing left to reveal or revise), `"loop"` (the run returned to an
             earlier state; revision was closed and the open masks revealed), `"max_revision_rounds"`, `"max_steps"` or

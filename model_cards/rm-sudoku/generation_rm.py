@@ -56,7 +56,7 @@ from .generation_rows_rm import (
     uniforms,
 )
 from .generation_rules_rm import REVEAL_RULES, DenoisingStep, Schedule
-from .generation_sampler_rm import Sampler, end_tokens
+from .generation_sampler_rm import Sampler, end_tokens, padding_token
 from .history import HistoryState
 
 __all__ = ["ReflectiveGenerationMixin", "ReflectiveOutput", "ReflectiveTrajectory", "reflective_rule"]
@@ -102,6 +102,8 @@ class ReflectiveGenerationMixin:
     """Gives a bidirectional token model `generate_reflective()`, and `generate()` as a shorthand for its sequences."""
 
     generation_config_class = ReflectiveGenerationConfig
+    # Whether a forward pass also returns the scores of a learned unmasking policy.
+    has_unmasking_policy = False
     # What the model brings: a config with a `vocab_size`, and its forward pass.
     config: Any
     __call__: Callable[..., Any]
@@ -165,6 +167,7 @@ class ReflectiveGenerationMixin:
         mask_token_id = self._resolve_mask_token_id(config)
         check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
         check_length(input_ids.shape[1] + (config.max_new_tokens or 0), self.config)
+        _check_policy(self, config)
         blocks = _attention_blocks(self.config, config)
         self._warn_of_untrained_head(config)
         # 2. the canvas
@@ -255,6 +258,14 @@ def _attention_blocks(model_config: Any, config: ReflectiveGenerationConfig) -> 
     return own
 
 
+def _check_policy(model: Any, config: ReflectiveGenerationConfig) -> None:
+    if "policy" in (config.reveal, config.revise) and not model.has_unmasking_policy:
+        raise ValueError(
+            'reveal="policy" and revise="policy" need a model with a learned unmasking policy, and '
+            f'{type(model).__name__} has none: pass reveal="confidence" and another revision rule.'
+        )
+
+
 class _DenoisingLoop:
     """The loop of `generate_reflective`, step 3 of its docstring."""
 
@@ -278,6 +289,7 @@ class _DenoisingLoop:
         self.schedule = block_schedule(config, canvas, mask_token_id)
         self.max_steps = step_bounds(config, canvas, self.schedule)
         self.ends = end_tokens(model, config, self.device)
+        self.padding = padding_token(model, config, self.ends)
         self.sampler = Sampler(model, config, mask_token_id, self.ends, self.device)
         self.denoiser = Denoiser(model, config, canvas, mask_token_id)
         # With every block in reach there is one window over all of them.
@@ -349,7 +361,6 @@ class _DenoisingLoop:
         draw = None if keys is None else lambda stream: uniforms(keys, now, rank, stream)
         proposal, best, best_logit, log_partition = self.sampler(denoised.logits, draw)
         steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
-        size = (rows.blocks == rows.block[:, None]).sum(-1)
         return DenoisingStep(
             ids=ids,
             logits=denoised.logits,
@@ -360,7 +371,7 @@ class _DenoisingLoop:
             best=best,
             best_logit=best_logit,
             log_partition=log_partition,
-            schedule=Schedule(rows.block_step, steps, rows.block_masks, size),
+            schedule=Schedule(rows.block_step, steps, rows.block_masks, active.sum(-1)),
             policy=denoised.policy,
             delayed=self.ends if self.config.delay_eos else None,
             uniforms=draw,
@@ -384,7 +395,7 @@ class _DenoisingLoop:
             "num_forwards": alive * self.denoiser.forwards_per_step,
             "num_reveals": reveal.sum(-1),
             revisions: revised.sum(-1),
-            "num_revision_rounds": alive & ~step.masked.any(-1),
+            "num_revision_rounds": alive & (~step.masked.any(-1) | self._past_schedule(step.schedule)),
         }
         for name, amount in additions.items():
             self.counts[name][rows.index] += amount
@@ -416,6 +427,10 @@ class _DenoisingLoop:
         out_of_steps = (rows.steps >= self.max_steps[rows.index]) & ~row_done & ~rows.done
         rows.reason = torch.where(out_of_steps, MAX_STEPS, rows.reason)
         rows.done = rows.done | row_done | out_of_steps
+
+    def _past_schedule(self, schedule: Schedule) -> Tensor:
+        """(b,) bool: the block's share of `steps` is spent, and what is masked now was reopened by a revision."""
+        return (schedule.step >= schedule.steps) & self.reveal.follows_schedule
 
     def _replaces(self) -> bool:
         return self.config.revise == "t2t"
@@ -471,12 +486,11 @@ class _DenoisingLoop:
         """What follows the first end token of an answer becomes padding."""
         if not self.config.stop_at_eos:
             return
-        assert self.ends is not None
+        assert self.ends is not None and self.padding is not None
         canvas = self.canvas
         is_end = (canvas.ids[..., None] == self.ends).any(-1) & canvas.editable
         behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
-        pad = self.config.pad_token_id
-        canvas.ids = torch.where(behind & canvas.editable, int(self.ends[0]) if pad is None else pad, canvas.ids)
+        canvas.ids = torch.where(behind & canvas.editable, self.padding, canvas.ids)
 
     def _state_is_everything(self) -> bool:
         """Whether the next step depends on the current state alone, so that a repeated state proves a loop."""
@@ -488,6 +502,8 @@ class _DenoisingLoop:
             or self.limits.per_position is not None
             or self.limits.total is not None
             or self.reveal.follows_schedule
+            # Replacing goes round without a mask: the bound ends that, after as many steps as LLaDA2.1 takes.
+            or (self._replaces() and self.config.max_revision_rounds is not None)
         )
 
     def _output(self) -> ReflectiveOutput:

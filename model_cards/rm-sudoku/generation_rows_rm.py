@@ -111,7 +111,7 @@ def uniforms(keys: Tensor, step: Tensor, position: Tensor, stream: int) -> Tenso
         >>> bool(uniforms(key, step, torch.tensor([[0, 1]]), 0)[0, 1] == uniforms(key, step, torch.tensor([[1]]), 0))
         True
     """
-    mixed = _mix(_mix(keys + _GOLDEN * (stream + 1)) + _GOLDEN * step)
+    mixed = _mix(_mix(keys + stream) + _GOLDEN * step)
     mixed = _mix(mixed[:, None] + _GOLDEN * (position + 1))
     return ((_shift(mixed, 40)).double().add(0.5) * 2.0**-24).float()
 

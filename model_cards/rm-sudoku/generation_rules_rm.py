@@ -33,7 +33,7 @@ class Schedule:
         step: steps done in the block.
         steps: steps that its reveal schedule has.
         masks: masks it held when it began.
-        size: editable positions it has.
+        size: editable positions that the rules see: the block's, with `revise_scope="all"` the earlier ones' too.
     """
 
     step: Tensor
@@ -69,7 +69,7 @@ class DenoisingStep:
         proposal (`Tensor` (B, A), long): the token that each position would become.
         best (`Tensor` (B, A), long): the most probable token that may be written.
         best_logit (`Tensor` (B, A)): its score.
-        log_partition (`Tensor` (B, A), float32): log sum exp of the scores, over the vocabulary or over what may be
+        log_partition (`Tensor` (B, A), float64): log sum exp of the scores, over the vocabulary or over what may be
             written (`restrict_confidence`).
         schedule ([`Schedule`]): where each row stands.
         policy (`Tensor` (B, A), *optional*): the score of a learned unmasking policy.
@@ -111,10 +111,13 @@ class DenoisingStep:
     def confidence(self) -> Tensor:
         """(B, A) log-probability of the proposal at masks, -inf elsewhere; delayed tokens behind all others."""
         chosen = self.logits.gather(-1, self.proposal[..., None])[..., 0].float() - self.log_partition
-        if self.delayed is not None:
-            late = (self.proposal[..., None] == self.delayed).any(-1)
-            chosen = torch.where(late, chosen - 1e9, chosen)
-        return chosen.masked_fill(~self.masked, -torch.inf)
+        return self.behind(chosen).masked_fill(~self.masked, -torch.inf)
+
+    def behind(self, score: Tensor) -> Tensor:
+        """Scores (B, A) in which positions that would become a delayed token come after all others."""
+        if self.delayed is None:
+            return score
+        return score - 1e9 * (self.proposal[..., None] == self.delayed).any(-1)
 
     @cached_property
     def writable_log_probabilities(self) -> Tensor:
@@ -200,14 +203,14 @@ class RevealByMargin(RevealByConfidence):
 
     def score(self, step: DenoisingStep) -> Tensor:
         best = step.writable_log_probabilities.topk(2, dim=-1).values.exp()
-        return best[..., 0] - best[..., 1]
+        return step.behind(best[..., 0] - best[..., 1])
 
 
 class RevealByEntropy(RevealByConfidence):
     """The schedule's number of masks, lowest entropy first (Dream)."""
 
     def score(self, step: DenoisingStep) -> Tensor:
-        return torch.special.entr(step.writable_log_probabilities.exp()).sum(-1).neg()
+        return step.behind(torch.special.entr(step.writable_log_probabilities.exp()).sum(-1).neg())
 
 
 class RevealByPolicy(RevealRule):
@@ -222,11 +225,7 @@ class RevealByPolicy(RevealRule):
 
 def kept_by_policy(step: DenoisingStep) -> Tensor:
     """(B, A) bool: the K_n positions of the block with the highest policy score; ties go to the lower index."""
-    if step.policy is None:
-        raise ValueError(
-            'reveal="policy" and revise="policy" need a model with a learned unmasking policy, and this one returns '
-            'no `policy`: pass reveal="confidence" and another revision rule.'
-        )
+    assert step.policy is not None
     score = step.policy.float().masked_fill(~(step.masked | step.visible), -torch.inf)
     return lowest_ranked(-score, step.schedule.visible_after())
 

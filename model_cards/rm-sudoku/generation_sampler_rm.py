@@ -48,7 +48,6 @@ class Sampler:
         self, logits: Tensor, uniforms: Callable[[int], Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(b, A) proposals, best tokens, their logits and log-partitions of logits (b, A, V), left as they are."""
-        partition = None if self.restricted else torch.logsumexp(logits.float(), dim=-1)
         kept = logits.index_select(-1, self.forbidden)
         logits.index_fill_(-1, self.forbidden, -torch.inf)
         best_logit, best = logits.max(-1)
@@ -56,9 +55,16 @@ class Sampler:
         if len(self.processors):
             assert uniforms is not None
             proposal = self._sample(logits, uniforms(0))
-        if partition is None:
-            partition = torch.logsumexp(logits.float(), dim=-1)
-        logits.index_copy_(-1, self.forbidden, kept)
+        if not self.restricted:
+            logits.index_copy_(-1, self.forbidden, kept)
+        # The best token is added last and in 64 bits: in 32 all that is nearly certain would look equally certain.
+        wide = torch.float32 if logits.device.type == "mps" else torch.float64
+        logits.scatter_(-1, best[..., None], -torch.inf)
+        rest = torch.logsumexp(logits.float(), dim=-1)
+        logits.scatter_(-1, best[..., None], best_logit[..., None])
+        partition = torch.logaddexp(rest.to(wide), best_logit.to(wide))
+        if self.restricted:
+            logits.index_copy_(-1, self.forbidden, kept)
         return proposal, best, best_logit, partition
 
     def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
@@ -81,13 +87,26 @@ def end_tokens(model: Any, config: ReflectiveGenerationConfig, device: torch.dev
     """
     if not (config.stop_at_eos or config.suppress_eos or config.delay_eos):
         return None
-    inner = getattr(model.config, "text_config", None) or model.config
-    own = getattr(inner, "eos_token_id", None) if config.eos_token_id is None else config.eos_token_id
-    if own is None:
+    own = _special_token(model, config, "eos_token_id")
+    ids = own if isinstance(own, (list, tuple)) else [own]
+    if not ids or not all(isinstance(i, int) and 0 <= i < model.config.vocab_size for i in ids):
         raise ValueError(
-            "`stop_at_eos`, `suppress_eos` or `delay_eos` is set, but no end token is known: pass `eos_token_id`."
+            f"`stop_at_eos`, `suppress_eos` or `delay_eos` is set, but `eos_token_id` is {own!r}: pass ids from 0 to "
+            f"{model.config.vocab_size - 1}."
         )
-    return torch.tensor([own] if isinstance(own, int) else list(own), device=device)
+    return torch.tensor(ids, device=device)
+
+
+def padding_token(model: Any, config: ReflectiveGenerationConfig, ends: Tensor | None) -> int | None:
+    """What follows the end of a text: the padding of the generation config, else the model's, else the end itself."""
+    own = _special_token(model, config, "pad_token_id")
+    return own if own is not None or ends is None else int(ends[0])
+
+
+def _special_token(model: Any, config: ReflectiveGenerationConfig, name: str) -> Any:
+    inner = getattr(model.config, "text_config", None) or model.config
+    own = getattr(config, name)
+    return getattr(inner, name, None) if own is None else own
 
 
 def _forbidden_ids(

@@ -54,7 +54,7 @@ boards.
 
 {training}
 
-The encoder is transformers' pre-norm RoBERTa (4 layers, width 128, 4 heads). Three heads see only the own row, column
+The encoder is transformers' pre-norm RoBERTa (6 layers, width 128, 4 heads). Three heads see only the own row, column
 or box, and a cell's position is the sum of a row, a column and a box embedding: it knows the shape of a Sudoku, not
 its rules.
 

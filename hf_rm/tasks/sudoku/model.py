@@ -28,8 +28,8 @@ _BOXES = [cell // 27 * 3 + cell % 9 // 3 for cell in range(CELLS)]
 def sudoku_config(
     variant: str = "hr-decay-her",
     hidden_size: int = 128,
-    intermediate_size: int = 480,
-    num_layers: int = 4,
+    intermediate_size: int = 240,
+    num_layers: int = 6,
     num_heads: int = 4,
     structured: bool = True,
     attn_implementation: str = "eager",
@@ -88,7 +88,7 @@ def build_sudoku_model(variant: str = "hr-decay-her", **kwargs: Any) -> RMForMas
     """
     A freshly initialised Sudoku model; arguments as [`sudoku_config`].
 
-    Its generation config revises whole drafts (`editable="all"`) and stops after two steps without a change: with
+    Its generation config revises whole drafts (`editable="all"`) and stops after three steps without a change: with
     history the model's input still changes while the board does not, and some boards move again.
 
     Example:
@@ -96,7 +96,7 @@ def build_sudoku_model(variant: str = "hr-decay-her", **kwargs: Any) -> RMForMas
         True
     """
     model = RMForMaskedDiffusion(sudoku_config(variant, **kwargs))
-    model.generation_config = model.generation_config.updated(editable="all", max_steps=128, patience=2)
+    model.generation_config = model.generation_config.updated(editable="all", max_steps=256, patience=3)
     return model
 
 
