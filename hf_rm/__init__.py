@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from .configuration_rm import RMConfig
 from .families_rm import ILLaDAForCausalLM, LLaDAModelLM
@@ -45,9 +45,30 @@ __all__ = ["LLaDAConfig", "LLaDAModelLM", "RMConfig", "RMForMaskedDiffusion", *s
 register_conversions()
 for _type, _config in {RMConfig.model_type: RMConfig, **CONFIGS}.items():
     AutoConfig.register(_type, _config, exist_ok=True)
-for _model in (RMForMaskedDiffusion, LLaDAModelLM, ILLaDAForCausalLM):
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
-    AutoModelForMaskedLM.register(_model.config_class, _model, exist_ok=True)
+for _auto in (AutoModel, AutoModelForMaskedLM):
+    _auto.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
+for _model in (LLaDAModelLM, ILLaDAForCausalLM):
+    # Their repositories name remote code for causal models too: whoever loads one so gets the native class.
+    for _auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+        _auto.register(_model.config_class, _model, exist_ok=True)
+
+
+def _push(*args: Any, **kwargs: Any) -> Any:
+    from .hub import push
+
+    return push(*args, **kwargs)
+
+
+RMForMaskedDiffusion.hub_push = staticmethod(_push)
+
+
+def _probe_backbone(model: RMForMaskedDiffusion) -> None:
+    from .backbones import probe_on_load
+
+    probe_on_load(model)
+
+
+RMForMaskedDiffusion.backbone_probe = staticmethod(_probe_backbone)
 
 
 def __getattr__(name: str) -> Any:

@@ -50,6 +50,8 @@ class RMConfig(PreTrainedConfig):
             i, as in Dream. The wrapper then moves the logits right by one: they always belong to their own position.
         attention_block_length (`int`, *optional*): block-causal attention (LLaDA2): a position sees its own block of
             this many positions and the blocks before it. `None`: it sees all.
+        trained_to_remask (`bool`, *optional*): whether the head has been trained to predict the mask. `RMTrainer` sets
+            it; the load-time probe sets it to `False` for a head that measurably never was; `None`: not known.
         backbone_name (`str`, *optional*): Hub name of the backbone that was wrapped; an adapter's repository is
             restored from it.
         backbone_revision (`str`, *optional*): the commit of `backbone_name`.
@@ -88,6 +90,7 @@ class RMConfig(PreTrainedConfig):
         backbone_positions: bool = True,
         logits_shift: bool = False,
         attention_block_length: int | None = None,
+        trained_to_remask: bool | None = None,
         backbone_name: str | None = None,
         backbone_revision: str | None = None,
         **kwargs: Any,
@@ -110,9 +113,13 @@ class RMConfig(PreTrainedConfig):
         self.backbone_positions = backbone_positions
         self.logits_shift = logits_shift
         self.attention_block_length = attention_block_length
+        self.trained_to_remask = trained_to_remask
         self.backbone_name = backbone_name
         self.backbone_revision = backbone_revision
         super().__init__(**kwargs)
+        # The backbone's, repeated: PEFT reads it here to keep a tied head on the adapted embedding.
+        inner = getattr(self.text_config, "get_text_config", lambda: None)()
+        self.tie_word_embeddings = bool(getattr(inner, "tie_word_embeddings", False))
         if text_config is not None:
             self.check()
 

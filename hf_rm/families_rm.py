@@ -23,7 +23,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -34,6 +33,7 @@ from .generation_denoiser_rm import Denoised
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import position_logits
 from .llada import CONFIGS, ILLaDAConfig, LLaDAConfig, published_names, register_conversions
+from .vocabulary_rm import find_tokenizer
 
 _WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Heads of other tasks in a masked language model's checkpoint: BERT and ALBERT are published with them.
@@ -188,11 +188,7 @@ def find_mask_token_id(backbone: PreTrainedModel) -> int | None:
 
 
 def _tokenizer_mask(name: str, revision: str | None) -> int | None:
-    try:
-        cached_file(name, "tokenizer_config.json", revision=revision)  # without it transformers makes one up
-        return AutoTokenizer.from_pretrained(name, revision=revision).mask_token_id
-    except (OSError, ValueError, KeyError):  # no tokenizer there, or one that needs its own code
-        return None
+    return getattr(find_tokenizer(name, revision=revision), "mask_token_id", None)
 
 
 def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:

@@ -166,6 +166,7 @@ class ReflectiveGenerationMixin:
         check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
         check_length(input_ids.shape[1] + (config.max_new_tokens or 0), self.config)
         blocks = _attention_blocks(self.config, config)
+        self._warn_of_untrained_head(config)
         # 2. the canvas
         canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks)
         # 3. the loop
@@ -229,6 +230,14 @@ class ReflectiveGenerationMixin:
             )
         # Also with nothing to change: an attribute set by hand on the config is validated here.
         return config.updated(**changes)
+
+    def _warn_of_untrained_head(self, config: ReflectiveGenerationConfig) -> None:
+        if config.revise == "reflective" and getattr(self.config, "trained_to_remask", None) is False:
+            logger.warning_once(
+                'revise="reflective" re-masks where the mask is the more probable token, but this head was never '
+                "trained to predict the mask: it will hardly ever fire. Train the model with RMTrainer, or pass a "
+                "rule that needs no training (or revise=None)."
+            )
 
     def _resolve_mask_token_id(self, config: ReflectiveGenerationConfig) -> int:
         own = getattr(self.config, "mask_token_id", None)

@@ -12,9 +12,10 @@ the configuration asks for structural position groups.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +25,21 @@ from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
+from .adapters_rm import (
+    HUB_ARGUMENTS,
+    commit_of,
+    find_adapter,
+    load_adapter_strictly,
+    load_with_adapter,
+    refuse_plain_adapter,
+)
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import position_logits
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
+from .vocabulary_rm import reserved_beside
 
 
 @dataclass
@@ -66,17 +76,24 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text",)
     supports_gradient_checkpointing = True
+    # Nothing of our own is tied; PEFT looks into the backbone's ties only where the wrapper has a dict.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     # The package puts its load-time probe here. Exported code has none: it reloads what was probed when it was made.
     backbone_probe: ClassVar[Callable[[Any], Any] | None] = None
+    # And here how a model is published with code and card; exported code pushes as any transformers model does.
+    hub_push: ClassVar[Callable[..., Any] | None] = None
+    # Commit of the saved wrapper that the weights came from; an adapter's repository records it.
+    base_commit: str | None = None
 
     def __init__(self, config: RMConfig, backbone: PreTrainedModel | None = None) -> None:
         config.check()
         super().__init__(config)
         self.model = build_backbone(config) if backbone is None else backbone
+        self._takes_use_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         groups, width = config.position_groups, embedding_width(config.text_config)
         self.position_group_embeddings = None if groups is None else PositionGroupEmbeddings(groups, width)
         self.post_init()
@@ -102,6 +119,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 what it is taken for: causal, shifted, deaf to its attention mask (`hf_rm.backbones.probe`).
             backbone_kwargs (`dict`, *optional*): passed to the backbone's `from_pretrained` (dtype, device_map, ...).
             config_kwargs: further arguments of [`RMConfig`]: `history`, `history_decay`, `position_groups` and so on.
+                `suppressed_token_ids` defaults to the ids that the tokenizer beside the weights does not have.
 
         Raises:
             ValueError: when no mask id is to be found or a setting cannot work.
@@ -113,34 +131,84 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
+        loading = backbone_kwargs or {}
+        where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, **(backbone_kwargs or {}))
+            where = loading
+            backbone = load_backbone(backbone, **where)
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
-            config_kwargs.setdefault("suppressed_token_ids", family.suppressed_token_ids(backbone.config.vocab_size))
+        if "suppressed_token_ids" not in config_kwargs:
+            known = None if family is None else family.suppressed_token_ids(backbone.config.vocab_size)
+            config_kwargs["suppressed_token_ids"] = known or reserved_beside(backbone, where)
         config = RMConfig(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
             mask_token_id=find_mask_token_id(backbone) if mask_token_id is None else mask_token_id,
             backbone_name=backbone.name_or_path or None,
-            backbone_revision=getattr(backbone.config, "_commit_hash", None),
+            backbone_revision=commit_of(backbone.name_or_path, loading.get("revision"), loading.get("cache_dir")),
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
         model.train(backbone.training)
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+            if hasattr(backbone, name):  # PEFT and Trainer ask the outermost model
+                setattr(model, name, getattr(backbone, name))
         if probe and cls.backbone_probe is not None:
             cls.backbone_probe(model)
         return model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a damaged weight file is named."""
+        """
+        As in transformers, with more care: an adapter's repository brings its base, its settings and the adapter, and
+        a damaged weight file is named.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): a Hub name or a folder: a saved wrapper, or an adapter as
+                `hf_rm.hub` publishes it.
+            kwargs: as in transformers. For an adapter `revision` is its own (its base's is recorded), dtype, device
+                map and quantization are the base's; `trust_remote_code` is not passed on to the base, pass
+                `base_trust_remote_code=True` for that; `base_model` loads the base from another place;
+                `is_trainable=True` goes on training.
+
+        Raises:
+            OSError: for a repository, file or revision that is missing, and for damaged weights.
+            ValueError: for an adapter that was made for another base.
+        """
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        adapter = find_adapter(pretrained_model_name_or_path, **where)
         with readable_weights(pretrained_model_name_or_path, kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            if adapter is not None:
+                return load_with_adapter(cls, pretrained_model_name_or_path, adapter, **kwargs)
+            refuse_plain_adapter(pretrained_model_name_or_path, **where)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_commit = commit_of(model.config.name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+        return loaded
+
+    def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
+        """
+        As in transformers, for a plain adapter and for an adapter's repository; but missing and left over keys, other
+        shapes and another base (unless `check_base=False`) raise a ValueError instead of a warning.
+        """
+        load = super().load_adapter
+        if peft_model_id is None:
+            return load(adapter_name=adapter_name, **kwargs)
+        return load_adapter_strictly(self, load, peft_model_id, adapter_name, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Publish model (or its adapter), code, settings and card in one commit; arguments as for `hf_rm.hub.push`."""
+        push = type(self).hub_push
+        if push is not None:
+            return push(self, repo_id, **kwargs)
+        if self._hf_peft_config_loaded:
+            raise ImportError("An adapter's repository also holds the wrapper's config: install hf_rm to publish one.")
+        return super().push_to_hub(repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -207,6 +275,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         """
         use_history = self.config.history if use_history is None else use_history
         _check_forward(self.config, input_ids, labels, logits_positions)
+        _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
@@ -244,7 +313,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         positions: Tensor | None,
         **caching: Any,
     ) -> Tensor:
-        config = self.config
+        config, padding_mask = self.config, attention_mask
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
             if torch.is_autocast_enabled(inputs.device.type):
@@ -262,8 +331,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
+        if self._takes_use_cache:
+            arguments["use_cache"] = False  # many configs say True: a cache that nobody reads costs time and memory
         arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
-        return position_logits(self.model, positions, config.logits_shift, **arguments)
+        sources = _predictors(inputs, padding_mask) if config.logits_shift else None
+        return position_logits(self.model, positions, sources, **arguments)
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -281,6 +353,35 @@ class PositionGroupEmbeddings(nn.Module):
     def forward(self) -> Tensor:
         rows = _group_rows(tuple(map(tuple, self.position_groups)), self.weight.device)
         return F.embedding(rows, self.weight).sum(dim=0)
+
+
+def _prepare_token_adapters(*modules: nn.Module | None) -> None:
+    """Give PEFT's trainable token rows, where an adapter has put them, `_token_rows` as their forward."""
+    for module in modules:
+        adapter = getattr(module, "token_adapter", None)
+        if adapter is not None and "forward_adapters" not in vars(adapter):
+            adapter.forward_adapters = partial(_token_rows, adapter)
+
+
+def _token_rows(layer: Any, inputs: Tensor, active: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+    """
+    What an embedding or a head gives with a few of its rows replaced by trained ones.
+
+    PEFT 0.21 computes the same with a new copy of the whole table at every call and, in training, a gradient of that
+    size (1 GB each for LLaDA-8B's embedding and head); and it leaves out a head's bias, which BERT's heads have.
+    """
+    base = layer.get_base_layer()
+    if layer.disable_adapters or layer.merged or not active or type(base) not in (nn.Embedding, nn.Linear):
+        return type(layer).forward_adapters(layer, inputs, active, *args, **kwargs)
+    result = base(inputs)
+    for name in active:
+        for token, row in zip(layer.token_indices[name], layer.trainable_tokens_delta[name], strict=True):
+            if isinstance(base, nn.Embedding):
+                result = torch.where((inputs == token)[..., None], row.to(result.dtype), result)
+            else:
+                scores = F.linear(inputs, row.to(inputs.dtype))
+                result[..., token] = scores if base.bias is None else scores + base.bias[token]
+    return result
 
 
 def build_backbone(config: RMConfig) -> PreTrainedModel:
@@ -310,6 +411,22 @@ def _advance(
     sizes = [len(part.steps) if isinstance(part, HistoryState) else len(part.ids) for part in history]
     parts = zip(history, embeddings.split(sizes), strict=True)
     return HistoryState.cat([_advance(reference, part, rows, embed) for part, rows in parts])
+
+
+def _predictors(inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """
+    (B, N) long: whose output speaks of each position of a shifted backbone: the one's before it.
+
+    Nothing predicts the first real position but itself.
+    """
+    batch, length = inputs.shape[:2]
+    places = torch.arange(length, device=inputs.device)
+    before = (places - 1).clamp(min=0).expand(batch, -1)
+    if attention_mask is None:
+        return before
+    real = attention_mask.bool()
+    first = real & ~F.pad(real[:, :-1], (1, 0))
+    return torch.where(first, places, before)
 
 
 def _group_attention_mask(

@@ -37,6 +37,13 @@ def test_wrapping_leaves_the_backbone_alone(family: str) -> None:
     assert not model.training
 
 
+def test_the_backbone_keeps_no_cache_that_nobody_reads() -> None:
+    model, seen = wrapped(), []
+    model.model.register_forward_hook(lambda module, args, output: seen.append(output.past_key_values))
+    model(torch.arange(6)[None])
+    assert model.model.config.use_cache and seen == [None]
+
+
 def test_wrapping_by_folder_and_by_the_config_s_mask_id(tmp_path: Path) -> None:
     backbone = bert()
     backbone.config.mask_token_id = 3

@@ -2,6 +2,7 @@
 """Training: arguments, losses, the optimizer, RMTrainer and the vanilla masked-diffusion SFT baseline."""
 
 from .arguments import MaskedSFTArguments, RMTrainingArguments
+from .lora import default_lora_config, lora_targets, mask_rows
 from .losses import LossParts, clipped_cross_entropy
 from .optimizers import MuonWithAdamW
 from .sft import MaskedSFTCollator, MaskedSFTTrainer
@@ -16,4 +17,7 @@ __all__ = [
     "RMTrainer",
     "RMTrainingArguments",
     "clipped_cross_entropy",
+    "default_lora_config",
+    "lora_targets",
+    "mask_rows",
 ]

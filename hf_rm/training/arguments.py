@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..corruption.laws import build_law
 from .losses import CLIPS
@@ -15,6 +17,15 @@ from .losses import CLIPS
 class MaskedTrainingArguments(TrainingArguments):
     """What every trainer of this package adds to `TrainingArguments`."""
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments of `from_pretrained`, for a model given by name: dtype, device_map, "
+            '\'{"quantization_config": {"load_in_4bit": true}}\' for QLoRA.'
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Kept off: the collator needs the rows' `idx` and `editable_mask`."}
     )
@@ -33,6 +44,11 @@ class MaskedTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
+            )
+        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer and random states, and those "
+                'are pickles: pass "every_save" (weights only) or "end".'
             )
 
 

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..configuration_rm import RMConfig
+from ..hub.publish import check_base
+from ..hub.trained import push_checkpoint, push_trained
 from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, publish_folder
 from .data import RowDataset
+from .lora import check_quantisation, prepare_for_training
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -56,13 +59,9 @@ class MaskedTrainer(Trainer):
     ) -> None:
         # Data
         wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
-        # PEFT
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
         super().__init__(
-            model=model,
+            # PEFT
+            model=prepare_for_training(model, peft_config),
             args=args,
             data_collator=data_collator,
             train_dataset=wrap(train_dataset),
@@ -146,11 +145,21 @@ class MaskedTrainer(Trainer):
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(final))
+            self._push_from_checkpoint(str(final))
+
+    # Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        check_base(self.model, token=token or self.args.hub_token)  # now, not after the training
+        super().init_hf_repo(token=token, private=private)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> Any:
+        """As in transformers, but laid out by `hf_rm.hub.push`; arguments as for `hf_rm.hub.trained.push_trained`."""
+        return push_trained(self, commit_message, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self._staging:  # a staged folder is about to be renamed: `_save_checkpoint` pushes it afterwards
-            super()._push_from_checkpoint(checkpoint_folder)
+            push_checkpoint(self, checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -168,10 +177,25 @@ class MaskedTrainer(Trainer):
             self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
 
 
-def load_model(model: str | PreTrainedModel) -> PreTrainedModel:
-    """A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap."""
+def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] | str | None = None) -> PreTrainedModel:
+    """
+    A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap.
+
+    Raises:
+        ValueError: for `model_init_kwargs` beside a loaded model, and for a quantisation that cannot be had here.
+    """
+    kwargs = model_init_kwargs or {}
+    if isinstance(kwargs, str):
+        raise ValueError(f"`model_init_kwargs` is {kwargs!r}: pass a dict, or one written as JSON.")
     if not isinstance(model, str):
+        if kwargs:
+            raise ValueError(
+                f"`model_init_kwargs` is {kwargs}, but `model` is a {type(model).__name__}, loaded already: pass its "
+                "name, or load it with these arguments."
+            )
         return model
-    if isinstance(AutoConfig.from_pretrained(model), RMConfig):
-        return RMForMaskedDiffusion.from_pretrained(model)
-    return RMForMaskedDiffusion.from_backbone(model)
+    check_quantisation(kwargs)
+    where = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+    if PreTrainedConfig.get_config_dict(model, **where)[0].get("model_type") == RMConfig.model_type:
+        return RMForMaskedDiffusion.from_pretrained(model, **kwargs)
+    return RMForMaskedDiffusion.from_backbone(model, backbone_kwargs=kwargs)

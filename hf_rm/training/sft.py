@@ -80,7 +80,7 @@ class MaskedSFTTrainer(MaskedTrainer):
         **kwargs: Any,
     ) -> None:
         args = MaskedSFTArguments("sft-output") if args is None else args
-        model = load_model(model)
+        model = load_model(model, args.model_init_kwargs)
         if data_collator is None:
             data_collator = MaskedSFTCollator(
                 mask_token_id=model.config.mask_token_id,

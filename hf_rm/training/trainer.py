@@ -29,7 +29,9 @@ class RMTrainer(MaskedTrainer):
         processing_class: the tokenizer, for datasets of texts.
         data_collator ([`RMDataCollator`], *optional*): by default built from `args` with `proposal`.
         proposal ([`Proposal`], *optional*): where wrong tokens come from; by default uniform over the vocabulary.
-        peft_config (`PeftConfig`, *optional*): train an adapter.
+        peft_config (`PeftConfig`, *optional*): train an adapter; without target modules it takes the attention's
+            projections. [`default_lora_config`] trains the mask token's rows as well. A model that is a `PeftModel`
+            already goes on with its adapter.
         kwargs: further arguments of `Trainer`.
 
     Raises:
@@ -57,7 +59,7 @@ class RMTrainer(MaskedTrainer):
         # Args
         args = RMTrainingArguments("rm-output") if args is None else args
         # Model
-        model = load_model(model)
+        model = load_model(model, args.model_init_kwargs)
         self.mask_token_id = model.config.mask_token_id
         # Data
         if data_collator is None:
@@ -82,6 +84,11 @@ class RMTrainer(MaskedTrainer):
         width = embedding_width(model.config.text_config)
         self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
         self.loss_parts = LossParts()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; from here on the head counts as one that has learned to predict the mask."""
+        self.model.config.trained_to_remask = True
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,

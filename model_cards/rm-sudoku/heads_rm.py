@@ -14,7 +14,9 @@ _HEADS = (("head", "decoder"), ("cls",), ("predictions",), ("lm_head",))
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-def position_logits(model: PreTrainedModel, positions: Tensor | None, shift: bool = False, **inputs: Any) -> Tensor:
+def position_logits(
+    model: PreTrainedModel, positions: Tensor | None, sources: Tensor | None = None, **inputs: Any
+) -> Tensor:
     """
     Logits of a transformers model with a language-model head.
 
@@ -22,21 +24,22 @@ def position_logits(model: PreTrainedModel, positions: Tensor | None, shift: boo
         model (`PreTrainedModel`): the model.
         positions (`Tensor` of shape `(B, A)`, long, *optional*): where logits are wanted; everywhere without it. A
             position past the end stands for none: its logits mean nothing.
-        shift (`bool`): whether the output at position i - 1 speaks of position i.
+        sources (`Tensor` of shape `(B, N)`, long, *optional*): the position whose output speaks of each, where that
+            is not the position itself.
         inputs: of the forward pass, batch first.
 
     Returns:
         `Tensor` of shape `(B, A, V)`, or `(B, N, V)`: the head runs at these positions and nowhere else, where the
         class is one whose head is known.
     """
-    base, head = model.base_model, _head(model)
-    if positions is None or head is None or base is model:
+    wanted = positions
+    if sources is not None:
+        wanted = sources if positions is None else sources.gather(1, positions.clamp(max=sources.shape[1] - 1))
+    head = _head(model)
+    if wanted is None or head is None or model.base_model is model:
         logits = model(**inputs).logits
-        if shift:
-            logits = logits[:, _before(logits.shape[1])]
-        return logits if positions is None else _gather(logits, positions)
-    hidden = base(**inputs)[0]
-    return head(_gather(hidden, (positions - 1).clamp(min=0) if shift else positions))
+        return logits if wanted is None else _gather(logits, wanted)
+    return head(_gather(model.base_model(**inputs)[0], wanted))
 
 
 def _head(model: PreTrainedModel) -> nn.Module | None:
@@ -47,11 +50,6 @@ def _head(model: PreTrainedModel) -> nn.Module | None:
         if all(isinstance(getattr(model, name, None), nn.Module) for name in names):
             return nn.Sequential(*(getattr(model, name) for name in names))
     return None
-
-
-def _before(length: int) -> list[int]:
-    """The position that predicts each: the one before it, the first itself."""
-    return [max(position - 1, 0) for position in range(length)]
 
 
 def _gather(values: Tensor, positions: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ def _check_network(family: str, values: dict[str, Any], network: dict[str, Any],
         if value != native and (value or field in stated or (native and value is not None)):
             raise ValueError(
                 f"`{field}` is {value!r} in this {family} configuration, and the network of transformers that stands "
-                f"in for it computes {native!r}: this checkpoint cannot be loaded exactly."
+                f"in for it computes {native!r}: use a checkpoint of the published form, or pass a model loaded with "
+                "its own code."
             )
 
 
@@ -210,7 +211,10 @@ def _read_llada2(values: dict[str, Any]) -> dict[str, Any]:
     values["n_routed_experts"] = values.pop("num_experts")
     values["n_shared_experts"] = values.pop("num_shared_experts", 0)
     if not values["n_shared_experts"]:
-        raise ValueError("`num_shared_experts` is 0 in this LLaDA2 configuration: only its form with a shared expert.")
+        raise ValueError(
+            "`num_shared_experts` is 0 in this LLaDA2 configuration, and GLM-4-MoE always has a shared expert: use a "
+            "checkpoint of the published form, or pass a model that you loaded with its own code."
+        )
     values["num_key_value_heads"] = values.get("num_key_value_heads") or values["num_attention_heads"]
     values["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     values["norm_topk_prob"] = values["num_experts_per_tok"] > 1
@@ -316,16 +320,15 @@ def _llada_conversions() -> list[Any]:
 def _llada2_conversions() -> list[Any]:
     names = {
         r"model\.word_embeddings\.": "model.embed_tokens.",
-        r"\.attention\.": ".self_attn.",
-        r"\.self_attn\.dense\.": ".self_attn.o_proj.",
-        r"\.query_layernorm\.": ".q_norm.",
-        r"\.key_layernorm\.": ".k_norm.",
+        r"\.attention\.dense\.": ".self_attn.o_proj.",
+        r"\.attention\.query_layernorm\.": ".self_attn.q_norm.",
+        r"\.attention\.key_layernorm\.": ".self_attn.k_norm.",
         r"\.gate\.expert_bias": ".gate.e_score_correction_bias",
     }
     parts = [f"self_attn.{name}_proj.weight" for name in "qkv"]
     return [
         *(WeightRenaming(name, native) for name, native in names.items()),
-        WeightConverter("self_attn.query_key_value.weight", parts, operations=[_SplitHeads()]),
+        WeightConverter("attention.query_key_value.weight", parts, operations=[_SplitHeads()]),
         *get_checkpoint_conversion_mapping("glm4_moe"),
     ]
 

@@ -94,8 +94,8 @@ def test_llada_moe_weighs_its_experts_by_the_whole_softmax(tmp_path: Path, claim
 
 def llada2_logits(folder: Path, ids: Tensor, allowed: Tensor, positions: Tensor, scale: float = 2.5) -> Tensor:
     routing: dict[str, Any] = {"top": 3, "groups": 4, "top_groups": 2, "scale": scale}
-    shape: dict[str, Any] = {"n_heads": HEADS, "kv_heads": 2, "width": HEAD_WIDTH, "layers": LAYERS, "dense_layers": 1}
-    numbers: dict[str, Any] = {"theta": 600000.0, "eps": 1e-6, "rotated": 2}
+    shape: dict[str, Any] = {"n_heads": HEADS, "kv_heads": 2, "width": 8, "layers": LAYERS, "dense_layers": 1}
+    numbers: dict[str, Any] = {"theta": 600000.0, "eps": 1e-6, "rotated": 4}
     return plain_torch.llada2(weights_of(folder), ids, allowed, positions, **shape, **numbers, **routing)
 
 

@@ -11,7 +11,7 @@ from blocked import run_blocked
 from safetensors.torch import load_file, save_file
 from tiny_families import EOS, HEADS, LAYERS, MASK, VOCABULARY, llada_config, write
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM
 
 from hf_rm import LLaDAConfig, LLaDAModelLM, ReflectiveGenerationConfig, RMForMaskedDiffusion
 from hf_rm.families_rm import load_backbone
@@ -240,7 +240,7 @@ def test_the_auto_classes_take_ours_without_remote_code(tmp_path: Path) -> None:
     folder = write("llada", tmp_path)
     assert "auto_map" in json.loads((folder / "config.json").read_text())
     assert type(AutoConfig.from_pretrained(folder)) is LLaDAConfig
-    for auto in (AutoModel, AutoModelForMaskedLM):
+    for auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
         for trust in (None, False, True):  # what is registered by hand comes first, whatever the caller trusts
             assert type(auto.from_pretrained(folder, trust_remote_code=trust)) is LLaDAModelLM
     assert AutoModel.from_config(LLaDAConfig(**llada_config())).lm_head.weight.shape == (VOCABULARY, 16)

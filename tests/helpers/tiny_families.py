@@ -269,7 +269,10 @@ def write_llada_moe(folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 
 def write_llada2(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """LLaDA2.0 and 2.1: a dense first layer, then a group-limited sigmoid router over 8 experts and a shared one."""
+    """LLaDA2.0 and 2.1: a dense first layer, then a group-limited sigmoid router over 8 experts and a shared one.
+
+    Its heads together are wider than the network, and turn by half of their width.
+    """
     config = {
         "architectures": ["LLaDA2MoeModelLM"],
         "attention_dropout": 0.0,
@@ -280,7 +283,7 @@ def write_llada2(folder: Path, seed: int = 0, **changes: Any) -> Path:
         },
         "embedding_dropout": 0.0,
         "first_k_dense_replace": 1,
-        "head_dim": HEAD_WIDTH,
+        "head_dim": 8,
         "hidden_act": "silu",
         "hidden_size": WIDTH,
         "initializer_range": 0.02,
@@ -328,10 +331,10 @@ def write_llada2(folder: Path, seed: int = 0, **changes: Any) -> Path:
         layer = f"model.layers.{i}."
         weights.norm(layer + "input_layernorm.weight", WIDTH)
         weights.norm(layer + "post_attention_layernorm.weight", WIDTH)
-        weights.normal(layer + "attention.query_key_value.weight", (HEADS + 2 * 2) * HEAD_WIDTH, WIDTH)
-        weights.norm(layer + "attention.query_layernorm.weight", HEAD_WIDTH)
-        weights.norm(layer + "attention.key_layernorm.weight", HEAD_WIDTH)
-        weights.normal(layer + "attention.dense.weight", WIDTH, HEADS * HEAD_WIDTH)
+        weights.normal(layer + "attention.query_key_value.weight", (HEADS + 2 * 2) * 8, WIDTH)
+        weights.norm(layer + "attention.query_layernorm.weight", 8)
+        weights.norm(layer + "attention.key_layernorm.weight", 8)
+        weights.normal(layer + "attention.dense.weight", WIDTH, HEADS * 8)
         if i < 1:
             _mlp(weights, layer + "mlp.", 24)
             continue

@@ -1,7 +1,7 @@
 """
 One small training run as a script, for tests that need processes: to launch two, to kill one, to resume one.
 
-    python script.py OUTPUT_DIR '{"max_steps": 4}' [--resume] [--die-while-saving N]
+    python script.py OUTPUT_DIR '{"max_steps": 4}' [--lora] [--resume] [--die-while-saving N]
 """
 
 import json
@@ -16,7 +16,7 @@ from tiny_training import tiny_model, tiny_rows  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from hf_rm import RMTrainer, RMTrainingArguments  # noqa: E402
-from hf_rm.training import base  # noqa: E402
+from hf_rm.training import base, default_lora_config  # noqa: E402
 
 
 class LossRecorder(TrainerCallback):
@@ -73,7 +73,9 @@ def main() -> None:
     callbacks = [LossRecorder()]
     if "--die-after" in sys.argv:
         callbacks.append(DieAfter(int(sys.argv[sys.argv.index("--die-after") + 1])))
-    trainer = RMTrainer(tiny_model(), args, train_dataset=tiny_rows(), callbacks=callbacks)
+    model = tiny_model()
+    peft_config = default_lora_config(model, r=2) if "--lora" in sys.argv else None
+    trainer = RMTrainer(model, args, train_dataset=tiny_rows(), callbacks=callbacks, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(Path(output_dir) / "final"))
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from ...hub import card_metadata, render_card
 from .report import Record, markdown_table, plot_rounds
 
 _TEMPLATE = """---
@@ -91,8 +92,9 @@ def write_card(
     plot_rounds([record for record in records if record["source"] == "generated"], folder / "rounds.png")
     sets = {(record["source"], int(record["boards"]), record["eval_seed"]) for record in records}
     evaluations = "; ".join(f"{boards:,} {source} boards, seed {key}" for source, boards, key in sorted(sets))
-    text = _TEMPLATE.format(
-        metadata=_metadata(folder.name, records).to_yaml(),
+    card = render_card(
+        _TEMPLATE,
+        _metadata(folder.name, records),
         name=folder.name,
         parameters=parameters,
         evaluations=evaluations,
@@ -101,7 +103,7 @@ def write_card(
         training=training,
     )
     path = folder / "README.md"
-    ModelCard(text).save(path)
+    card.save(path)
     return path
 
 
@@ -119,10 +121,4 @@ def _metadata(name: str, records: Sequence[Record]) -> ModelCardData:
         for record in records
         for metric in ("exact_accuracy", "valid_rate", "conflict_cells", "replay_mistake")
     ]
-    return ModelCardData(
-        model_name=name,
-        license="apache-2.0",
-        library_name="transformers",
-        tags=["hf_rm", "reflective-masking", "mask-diffusion", "sudoku"],
-        eval_results=results,
-    )
+    return card_metadata(name, results, tags=["sudoku"], license="apache-2.0")
