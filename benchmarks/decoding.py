@@ -7,15 +7,16 @@ The decoding loop against the bare forwards that it needs, and against LLaDA's r
 
 One row of `--prompt` tokens and `--answer` masks in blocks of `--block`, random weights, greedy, the preset "llada".
 
-* bare: the network at every position and its head at the 32 of the active block; nothing is done with the scores.
-* ours: `generate_reflective(preset="llada")`. Its overhead is what it takes beyond the bare forwards, in two ways: a
-  run against a run, and within one run the time outside the model's forward against the time inside.
+* bare: the network at every position and its head at those of the active block; nothing is done with the scores.
+* ours: `generate_reflective(preset="llada")`. Its overhead is what it takes beyond the bare forwards. Before or after
+  each of its forwards, turn by turn, a bare one runs on the same ids: the two are paired step by step. "within" is the
+  loop's own time, outside the model's forward, against the time inside.
 * reference: LLaDA's published loop, written anew: scores of all positions, their softmax over the whole vocabulary in
-  float64, top-k row by row; the mask's score at -inf before the argmax.
+  float64, top-k row by row; the mask's score at -inf before the argmax. Against whole runs of ours, turn by turn.
 
-The three take turns in one process. CPU: seconds of this process on one thread, so that other programs' load is not in
-them. GPU: wall time with a synchronisation at either end. Memory: the most that is allocated beyond the weights at
-any one time.
+All in one process. CPU: seconds of this process on one thread; other programs' load is not in them, but slows caches
+and memory, hence the pairs. GPU: wall time with a synchronisation at either end. Memory: the most that is allocated
+beyond the weights at any one time.
 """
 
 import argparse
@@ -100,14 +101,22 @@ def make_canvas(options: argparse.Namespace) -> Tensor:
 
 
 @torch.no_grad()
+def bare_forward(network: Any, ids: Tensor, start: int, length: int) -> Tensor:
+    """The network everywhere, the head at `length` positions; their scores."""
+    return network.lm_head(network.model(input_ids=ids).last_hidden_state[:, start : start + length])
+
+
 def bare_forwards(model: Any, canvas: Tensor, options: argparse.Namespace) -> Tensor:
-    """As many forwards as a run takes: the network everywhere, the head at the active block; the last scores."""
-    network, blocks = model.model, options.answer // options.block
+    """As many forwards as a run takes, block after block; the last scores."""
     for step in range(options.steps):
-        start = options.prompt + step * blocks // options.steps * options.block
-        hidden = network.model(input_ids=canvas).last_hidden_state
-        logits = network.lm_head(hidden[:, start : start + options.block])
+        logits = bare_forward(model.model, canvas, block_start(step, options), options.block)
     return logits
+
+
+def block_start(step: int, options: argparse.Namespace) -> int:
+    """Where the block begins that is active in this step."""
+    blocks = options.answer // options.block
+    return options.prompt + step * blocks // options.steps * options.block
 
 
 def our_loop(model: Any, canvas: Tensor, options: argparse.Namespace) -> Tensor:
@@ -151,53 +160,80 @@ def reference_loop(model: Any, canvas: Tensor, options: argparse.Namespace) -> T
 METHODS: dict[str, Callable[..., Tensor]] = {"bare": bare_forwards, "ours": our_loop, "reference": reference_loop}
 
 
-def seconds_of(device: str, function: Callable[[], Any]) -> float:
+def now(device: str) -> float:
     """Seconds of this process on a CPU, of the wall on a GPU."""
     if device == "cpu":
-        began = time.process_time()
-        function()
-        return time.process_time() - began
+        return time.process_time()
     torch.cuda.synchronize()
-    began = time.perf_counter()
-    function()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter()
 
 
-class ForwardClock:
-    """Wraps a model's forward pass of the loop and adds up its time."""
+class PairedSteps:
+    """Stands in for the model's forward in the loop and runs a bare one beside it: the seconds of every step."""
 
-    def __init__(self, model: Any, device: str) -> None:
-        self.inside, self.device, self.denoise = 0.0, device, model._denoise
-        model._denoise = self
+    def __init__(self, model: Any, options: argparse.Namespace) -> None:
+        self.model, self.options = model, options
+        self.bare: list[float] = []
+        self.inside: list[float] = []
+        self.outside: list[float] = []
+        self.denoise = model._denoise
+        self.left = now(options.device)
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        results: list[Any] = []
-        self.inside += seconds_of(self.device, lambda: results.append(self.denoise(*arguments, **keywords)))
-        return results[0]
+    def __call__(self, ids: Tensor, *arguments: Any, **keywords: Any) -> Any:
+        entered = now(self.options.device)
+        self.outside.append(entered - self.left)
+        bare_first = len(self.outside) % 2 == 0
+        if bare_first:
+            self.run_bare(ids)
+        began = now(self.options.device)
+        result = self.denoise(ids, *arguments, **keywords)
+        self.inside.append(now(self.options.device) - began)
+        if not bare_first:
+            self.run_bare(ids)
+        self.left = now(self.options.device)
+        return result
+
+    def run_bare(self, ids: Tensor) -> None:
+        began = now(self.options.device)
+        bare_forward(self.model.model, ids, block_start(len(self.bare), self.options), self.options.block)
+        self.bare.append(now(self.options.device) - began)
+
+    def steps(self) -> dict[str, list[float]]:
+        """Seconds of each step; what comes before the first forward and after the last belongs to these two."""
+        after = [*self.outside[1:], now(self.options.device) - self.left]
+        after[0] += self.outside[0]
+        whole = [inside + own for inside, own in zip(self.inside, after, strict=True)]
+        return {"bare": self.bare, "inside": self.inside, "outside": after, "step": whole}
+
+
+def measure_steps(model: Any, canvas: Tensor, options: argparse.Namespace) -> dict[str, list[float]]:
+    """One run of our loop with a bare forward beside each of its own."""
+    pairs = PairedSteps(model, options)
+    model._denoise = pairs
+    try:
+        our_loop(model, canvas, options)
+        return pairs.steps()
+    finally:
+        del model._denoise
 
 
 def measure(model: Any, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each method, turn by turn after a round that is not counted; "outside": our loop's own time."""
+    """Seconds of whole runs ("ours", "reference"), and of single steps."""
     canvas = make_canvas(options)
-    seconds: dict[str, list[float]] = {name: [] for name in (*METHODS, "inside", "outside")}
-    for turn in range(options.repeats + 1):
+    seconds: dict[str, list[float]] = {name: [] for name in ("ours", "reference", "bare", "inside", "outside", "step")}
+    for turn in range(options.repeats):
         # Every other turn the other way round: what drifts does not favour the one that comes first.
-        for name in list(METHODS)[:: 1 if turn % 2 else -1]:
-            taken = seconds_of(options.device, lambda name=name: METHODS[name](model, canvas, options))
-            if turn:
-                seconds[name].append(taken)
-        clock = ForwardClock(model, options.device)
-        taken = seconds_of(options.device, lambda: our_loop(model, canvas, options))
-        del model._denoise
-        if turn:
-            seconds["inside"].append(clock.inside)
-            seconds["outside"].append(taken - clock.inside)
+        for name in ("ours", "reference")[:: -1 if turn % 2 else 1]:
+            began = now(options.device)
+            METHODS[name](model, canvas, options)
+            seconds[name].append(now(options.device) - began)
+        for name, values in measure_steps(model, canvas, options).items():
+            seconds[name] += values
     return seconds
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> Interval:
-    """The mean ratio of two methods, turn by turn, with its interval."""
+    """The mean ratio of two measurements, pair by pair, with its interval."""
     return mean_interval([a / b for a, b in zip(above, below, strict=True)])
 
 
@@ -236,28 +272,28 @@ def measure_memory(model: Any, options: argparse.Namespace) -> dict[str, float]:
 
 def summarise(seconds: dict[str, list[float]], memory: dict[str, float], options: argparse.Namespace) -> list[Row]:
     """One row a method."""
-    return [
-        {
-            "what": f"{name}, {options.steps} forwards",
-            **median_range(seconds[name], per=options.answer),
-            "ms_a_forward": round(1000 * statistics.median(seconds[name]) / options.steps, 2),
-            "peak_MiB": memory[name],
-        }
-        for name in METHODS
-    ]
+    single = {"bare": seconds["bare"], "ours": seconds["step"]}
+    rows = []
+    for name in METHODS:
+        each = single.get(name) or [taken / options.steps for taken in seconds[name]]
+        timing = median_range(each, per=options.answer // options.steps)
+        rows.append({"what": f"{name}, a forward", **timing, "peak_MiB": memory[name]})
+    return rows
 
 
 def verdict(seconds: dict[str, list[float]], same: float) -> dict[str, Any]:
-    """What the two comparisons come to, each with its 95 % interval over turns."""
-    overhead = ratios(seconds["ours"], seconds["bare"])
-    within = ratios(seconds["outside"], seconds["inside"])
-    speedup = ratios(seconds["reference"], seconds["ours"])
-    percent = {"overhead_percent": [100 * (value - 1) for value in overhead[:3]]}
-    percent["overhead_within_a_run_percent"] = [100 * value for value in within[:3]]
-    rounded: dict[str, Any] = {name: [round(v, 2) for v in values] for name, values in percent.items()}
-    rounded["times_the_reference"] = [round(value, 3) for value in speedup[:3]]
-    rounded["same_tokens_as_the_reference"] = round(same, 4)
-    return rounded
+    """What the comparisons come to; of each a mean with its 95 % interval, or a ratio of medians or minima."""
+    step, bare = seconds["step"], seconds["bare"]
+    paired = [100 * (value - 1) for value in ratios(step, bare)[:3]]
+    within = [100 * value for value in ratios(seconds["outside"], seconds["inside"])[:3]]
+    return {
+        "overhead_percent": [round(value, 2) for value in paired],
+        "overhead_percent_of_medians": round(100 * (statistics.median(step) / statistics.median(bare) - 1), 2),
+        "overhead_percent_of_minima": round(100 * (min(step) / min(bare) - 1), 2),
+        "overhead_percent_within": [round(value, 2) for value in within],
+        "times_the_reference": [round(value, 3) for value in ratios(seconds["reference"], seconds["ours"])[:3]],
+        "same_tokens_as_the_reference": round(same, 4),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
