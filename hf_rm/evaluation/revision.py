@@ -161,16 +161,13 @@ def _mistakes(states: _Ints, wrong: _Bools) -> int:
 
 def _replays(states: _Ints, corrected: _Bools, written: _Bools) -> tuple[int, int]:
     """Positions where a wrong token that had been taken back was written again, and positions where one was."""
-    step, row, place = np.nonzero(corrected)  # in the order of steps
-    first = {}
-    for event in zip(row.tolist(), place.tolist(), states[step, row, place].tolist(), step.tolist(), strict=True):
-        first.setdefault(event[:3], event[3])
-    step, row, place = np.nonzero(written)
-    tokens = states[step + 1, row, place]
-    again = set()
-    for event in zip(row.tolist(), place.tolist(), tokens.tolist(), step.tolist(), strict=True):
-        if event[3] > first.get(event[:3], event[3]):
-            again.add(event[:2])
+    first: dict[tuple[int, int, int], int] = {}
+    for step, row, place in np.argwhere(corrected).tolist():  # in the order of steps
+        first.setdefault((row, place, int(states[step, row, place])), step)
+    again: set[tuple[int, int]] = set()
+    for step, row, place in np.argwhere(written).tolist():
+        if step > first.get((row, place, int(states[step + 1, row, place])), step):
+            again.add((row, place))
     return len(again), len({key[:2] for key in first})
 
 
