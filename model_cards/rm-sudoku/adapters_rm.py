@@ -136,7 +136,7 @@ def load_with_adapter(cls: Any, name: Any, adapter: Path, **kwargs: Any) -> Any:
         config = copy.deepcopy(config)
         config.backbone_name, config.backbone_revision = other_base, None
     model = _load_base(cls, name, config, trust, where, kwargs)
-    _take_over_placement(model)
+    take_over_placement(model)
     model.adjust_generation_fn(settings, False, None, name, **{**_everywhere(where), **own}, subfolder="")
     # The base was checked by its sizes; by name it may be another one on purpose.
     trainable = bool(options["is_trainable"])
@@ -200,10 +200,10 @@ def _check_base(config: RMConfig, base_config: PreTrainedConfig, base: str, name
         )
 
 
-def _take_over_placement(model: Any) -> None:
-    """Let PEFT see on the wrapper where and how the backbone's weights are held."""
+def take_over_placement(model: Any) -> None:
+    """Let PEFT and Trainer see on the wrapper where and how the backbone's weights are held."""
     for key in _QUANTIZED:
-        if hasattr(model.model, key) and not hasattr(model, key):
+        if getattr(model.model, key, None) and not getattr(model, key, None):
             setattr(model, key, getattr(model.model, key))
     devices = getattr(model.model, "hf_device_map", None)
     if devices is not None and not hasattr(model, "hf_device_map"):

@@ -32,6 +32,7 @@ from .adapters_rm import (
     load_adapter_strictly,
     load_with_adapter,
     refuse_plain_adapter,
+    take_over_placement,
 )
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
@@ -155,9 +156,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if model.position_group_embeddings is not None:
             model.position_group_embeddings.to(backbone.dtype).to(backbone.device)
         model.train(backbone.training)
-        for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-            if hasattr(backbone, name):  # PEFT and Trainer ask the outermost model
-                setattr(model, name, getattr(backbone, name))
+        take_over_placement(model)
         if probe and cls.backbone_probe is not None:
             cls.backbone_probe(model)
         return model

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from hub_reading import IDS, attempt, read
+from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
+from tiny_families import write
 from tiny_models import bert, grid_model, llama
 
 from hf_rm import ReflectiveGenerationConfig, RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
@@ -104,6 +106,17 @@ other.generation_config = settings()
 other = get_peft_model(other, lora(target_modules=["query"]))
 push(other, "alice/bert-lora")
 expected["alice/bert-lora"] = read(other)
+
+# An adapter on LLaDA, published in its own words: no code of transformers knows them
+
+api = HfApi()
+api.create_repo("alice/tiny-llada")
+api.upload_folder(repo_id="alice/tiny-llada", folder_path=write("llada", OUT / "llada"))
+llada = RMForMaskedDiffusion.from_backbone("alice/tiny-llada", history_decay=0.6)
+llada.generation_config = settings()
+llada = get_peft_model(llada, lora())
+push(llada, "alice/llada-lora")
+expected["alice/llada-lora"] = read(llada)
 
 # A repository whose model takes the adapter's place, and whose card somebody wrote
 

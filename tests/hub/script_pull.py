@@ -39,7 +39,14 @@ pulled["auto masked alice/rm-lora"] = read(AutoModelForMaskedLM.from_pretrained(
 pulled["alice/rm-lora@second"] = read(load("alice/rm-lora", revision="second"))
 pulled["auto alice/rm-lora@second"] = read(AutoModel.from_pretrained("alice/rm-lora", revision="second"))
 pulled["alice/rm-lora@refs/pr/1"] = read(load("alice/rm-lora", revision="refs/pr/1"))
-for name in ("alice/lora-on-full", "alice/bert-lora", "alice/trained", "alice/changes", "alice/as-a-folder"):
+for name in (
+    "alice/lora-on-full",
+    "alice/bert-lora",
+    "alice/llada-lora",
+    "alice/trained",
+    "alice/changes",
+    "alice/as-a-folder",
+):
     pulled[name] = read(load(name))
 pulled["cache_dir"] = read(load("alice/rm-lora", cache_dir=str(OUT / "elsewhere"), token="hf_reader"))
 assert (OUT / "elsewhere" / "models--alice--tiny-llama").is_dir()  # the base too

@@ -21,7 +21,7 @@ TRAP = Path(os.environ["TRAP"])  # appears when the code of alice/strange-base r
 
 pulled = {
     name: read(AutoModel.from_pretrained(name, trust_remote_code=True))
-    for name in ("alice/rm-full", "alice/rm-lora", "alice/lora-on-full")
+    for name in ("alice/rm-full", "alice/rm-lora", "alice/lora-on-full", "alice/llada-lora")
 }
 second = AutoModel.from_pretrained("alice/rm-lora", trust_remote_code=True, revision="second")
 pulled["alice/rm-lora@second"] = read(second)

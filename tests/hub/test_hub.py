@@ -143,6 +143,7 @@ PULLED = {
     "alice/lora-on-full": "alice/lora-on-full",
     "auto alice/lora-on-full": "alice/lora-on-full",
     "alice/bert-lora": "alice/bert-lora",
+    "alice/llada-lora": "alice/llada-lora",
     "alice/trained": "alice/trained",
 }
 
@@ -222,7 +223,9 @@ def test_what_cannot_be_pulled_says_why(pulled: Run, case: str) -> None:
 # Without hf_rm
 
 
-@pytest.mark.parametrize("name", ["alice/rm-full", "alice/rm-lora", "alice/rm-lora@second", "alice/lora-on-full"])
+@pytest.mark.parametrize(
+    "name", ["alice/rm-full", "alice/rm-lora", "alice/rm-lora@second", "alice/lora-on-full", "alice/llada-lora"]
+)
 def test_the_repositories_code_is_enough(published: Run, remote: Run, name: str) -> None:
     assert_same(remote.models[name], published.models[name])
     assert remote.models[name]["module"] == "transformers_modules"

@@ -6,7 +6,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from tiny_models import wrapped
 
-from hf_rm.adapters_rm import _take_over_placement
+from hf_rm.adapters_rm import take_over_placement
 from hf_rm.hub import save_adapter_for_hub
 from hf_rm.hub.layout import active_adapter, has_adapter, is_local
 
@@ -22,12 +22,12 @@ def test_where_and_how_the_base_is_held_is_taken_over() -> None:
     model = wrapped()
     model.model.hf_device_map = {"model.layers.0": 0, "lm_head": 1}
     model.model.is_loaded_in_4bit = True
-    _take_over_placement(model)
+    take_over_placement(model)
     assert model.hf_device_map == {"model.model.layers.0": 0, "model.lm_head": 1}
     assert model.is_loaded_in_4bit and not hasattr(model, "is_loaded_in_8bit")
     whole = wrapped()
     whole.model.hf_device_map = {"": "cpu"}
-    _take_over_placement(whole)
+    take_over_placement(whole)
     assert whole.hf_device_map == {"model": "cpu"}
 
 
