@@ -392,9 +392,10 @@ def import_names(peer, namespace, wanted):
     redefine `set` or `abs` for its own tests.
     """
     for name, kind, value in peer.request("names")[0]:
-        if kind == "module" and not hasattr(builtins, name):
+        if kind == "module":
             try:
-                namespace[name] = importlib.import_module(value)
+                if not hasattr(builtins, name):
+                    namespace[name] = importlib.import_module(value)
             except Exception:
                 continue
         elif allowed(name, wanted):
