@@ -1,10 +1,11 @@
 """What runs inside the sandbox: the program's process, and the tests' process, which calls it over a socket.
 
-`sandbox.py` passes this file's text to a fresh interpreter (``python -c``) with one argument, the role. Descriptor 3 is
-the socket between the two, 4 holds the code, 5 takes the verdict from the tests' process, and from the program's the word
-that its code starts, which starts the clock. Only data crosses the
+`sandbox.py` passes this file's text to a fresh interpreter (``python -c``) with one argument, the role. Descriptor 3
+is the socket between the two, 4 holds the code, 5 takes the verdict from the tests' process, and from the program's
+the word that its code starts, which starts the clock. Only data crosses the
 socket: what the program returns is rebuilt here from plain values, so an object that claims to equal everything, or a
-replaced harness, changes nothing in the process that decides. Standard library only; nothing of the package is at hand.
+replaced harness, changes nothing in the process that decides. Standard library only; nothing of the package is
+at hand.
 """
 
 import builtins

@@ -8,8 +8,8 @@ system's libraries and Python read-only and one small scratch folder. Where that
 How it is decided whether tests passed. The program and its tests run in two processes. The tests' process holds the
 tests, the only descriptor that takes a verdict, and stand-ins for the program's functions: a call sends the arguments
 as data and gets data back. The program never sees the tests and cannot write the verdict. So it does not help it to
-exit early, to print what a passing run prints, to change `assert`, exit hooks, built-ins or modules of its own process, or
-to return an object that claims to equal everything.
+exit early, to print what a passing run prints, to change `assert`, exit hooks, built-ins or modules of its own
+process, or to return an object that claims to equal everything.
 
 What holds, with ``isolation="full"``:
 
@@ -23,15 +23,16 @@ What holds, with ``isolation="full"``:
 
 What is not defended against: faults in the kernel; what can be inferred from timing or from world-readable files below
 /usr, /etc/ld.so.cache and the Python installation (an editable install's sources are elsewhere and not seen); memory
-taken faster than it is watched (every process is limited by itself, their sum is looked at every 50 ms); a program that
-knows the expected answers, and tests that let the program decide (``f(x).equals(y)``, or ``f(x) == C(y)`` with a class
-of the program). With ``isolation="none"`` only the limits on each process, the timeout and the two
+taken faster than it is watched (every process is limited by itself, their sum is looked at every 50 ms); a program
+that knows the expected answers, and tests that let the program decide (``f(x).equals(y)``, or ``f(x) == C(y)`` with a
+class of the program). With ``isolation="none"`` only the limits on each process, the timeout and the two
 processes remain: a hostile program can read and write what the caller can, and forge the verdict.
 
 What tests may do across the two processes: call functions and classes, read and set attributes, iterate and index,
-catch built-in exceptions, pass functions and lambdas; a list, dict or set that the program changes in place is changed for
-the caller. Values are rebuilt as built-in types (a named tuple arrives as a tuple), with `Decimal`, `Fraction`, `deque`
-and the types of `datetime`; any other object stays with the program, and comparing it with plain data is
+catch built-in exceptions, pass functions and lambdas; a list, dict or set that the program changes in place is
+changed
+for the caller. Values are rebuilt as built-in types (a named tuple arrives as a tuple), with `Decimal`, `Fraction`,
+`deque` and the types of `datetime`; any other object stays with the program, and comparing it with plain data is
 false. Tests cannot hand instances of their own classes to the program.
 """
 
@@ -62,9 +63,9 @@ LAYERS = (
     "limits on memory, CPU, processes, files and output",
 )
 REMEDY = (
-    "Run as root with CAP_SYS_ADMIN, or as a user who may make user namespaces (sysctl user.max_user_namespaces above 0, "
-    "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 where they exist; a container "
-    "needs a seccomp profile that allows unshare and mount). isolation='none' runs the code without protection."
+    "Run as root with CAP_SYS_ADMIN, or as a user who may make user namespaces (sysctl user.max_user_namespaces above "
+    "0, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 where they exist; a "
+    "container needs a seccomp profile that allows unshare and mount). isolation='none' runs the code without protection."
 )
 
 
@@ -141,8 +142,8 @@ def _binds(python: str) -> list[tuple[str, str]]:
         real = os.path.realpath(folder)
         if os.path.commonpath([home, real]) == real and real != "/usr":
             raise SandboxUnavailableError(
-                f"python={python!r} is installed in {real}, which holds the home folder: it cannot be shown to model-written "
-                "code. Use an interpreter in a folder of its own, such as a virtual environment."
+                f"python={python!r} is installed in {real}, which holds the home folder: it cannot be shown to "
+                "model-written code. Use an interpreter in a folder of its own, such as a virtual environment."
             )
         pairs |= {(real, folder), (real, real)}  # by both names
     return sorted(pairs, key=lambda pair: (pair[1].count("/"), pair[1]))
@@ -218,8 +219,8 @@ def run_code(
 ) -> SandboxResult:
     """Run a model-written program in isolation, and tests of it in another process.
 
-    Without tests the program is a script (``__name__ == "__main__"``), and passes with exit status 0. With tests it is a
-    module whose names the tests use, and what its ``if __name__ == "__main__"`` part would do is not done.
+    Without tests the program is a script (``__name__ == "__main__"``), and passes with exit status 0. With tests it
+    is a module whose names the tests use, and what its ``if __name__ == "__main__"`` part would do is not done.
 
     Args:
         code: The program.
@@ -240,7 +241,8 @@ def run_code(
         Whether it passed, why not, what it printed and how long it took.
 
     Raises:
-        SandboxUnavailableError: If this machine gives no isolation; the message names what is missing. Nothing was run.
+        SandboxUnavailableError: If this machine gives no isolation; the message names what is missing. Nothing was
+            run.
         ValueError: If an argument makes no sense.
 
     Example:
@@ -342,5 +344,7 @@ def sandbox_available() -> SandboxSupport:
     except SandboxUnavailableError as error:
         return SandboxSupport(False, str(error), (), False)
     if not result.passed:
-        return SandboxSupport(False, f"an empty program ended as {result.status}: {result.detail}{result.stderr}", (), False)
+        return SandboxSupport(
+            False, f"an empty program ended as {result.status}: {result.detail}{result.stderr}", (), False
+        )
     return SandboxSupport(True, "", LAYERS, platform.machine() in ("x86_64", "aarch64"))

@@ -36,7 +36,7 @@ def test_a_program_sees_its_standard_input_and_unicode() -> None:
         "def double(x): return Any()",
         "import builtins\nbuiltins.AssertionError = type('E', (), {})\ndef double(x): raise builtins.AssertionError",
         # every descriptor it has, and the harness's own module
-        "import os, sys\nfor n in range(3, 64):\n try: os.write(n, b'{\"passed\": true, \"done\": 1, \"detail\": \"\"}')\n"
+        'import os, sys\nfor n in range(3, 64):\n try: os.write(n, b\'{"passed": true, "done": 1, "detail": ""}\')\n'
         " except OSError: pass\n",
         "import sys\nsys.modules['__main__'].run_tests = sys.modules['__main__'].os._exit = lambda *a: None\n"
         "def double(x): return None",
@@ -137,11 +137,12 @@ status = open("/proc/self/status").read()
 if os.fork() == 0:
     os.setsid()
     os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)", {mark!r}])
-print(sorted(held), len(pids) < 6, os.getuid() != 0, "CapEff:\\t0000000000000000" in status, "NoNewPrivs:\\t1" in status)
+print(sorted(held), len(pids) < 6, os.getuid() != 0)
+print("CapEff:\\t0000000000000000" in status, "NoNewPrivs:\\t1" in status)
 """
     result = run_code(code)
     names = ["descriptors", "home", "outer", "parent", "python", "root", "secret", "shadow", "socket", "top", "usr"]
-    assert result.stdout.strip() == f"{names} True True True True", result
+    assert result.stdout.split("\n")[:2] == [f"{names} True True", "True True"], result
     assert not any(mark.encode() in line for line in command_lines())
 
 

@@ -69,7 +69,12 @@ def test_the_split_does_not_depend_on_order() -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"test_list": []}, "test_list"), ({"code": "def"}, "'code'"), ({"code": "x = 1"}, "no test uses"), ({"text": ""}, "text")],
+    [
+        ({"test_list": []}, "test_list"),
+        ({"code": "def"}, "'code'"),
+        ({"code": "x = 1"}, "no test uses"),
+        ({"text": ""}, "text"),
+    ],
 )
 def test_bad_records_are_named(tmp_path: Path, change: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

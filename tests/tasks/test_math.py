@@ -66,7 +66,13 @@ def test_equivalence(given: str | None, gold: str, equal: bool) -> None:
 
 @pytest.mark.parametrize(
     ("given", "gold", "equal"),
-    [(r"\$1,024.0", "1024", True), ("2/4", "0.5", True), ("7 or 8", "7", False), ("12 34", "12", False), ("1/0", "1", False)],
+    [
+        (r"\$1,024.0", "1024", True),
+        ("2/4", "0.5", True),
+        ("7 or 8", "7", False),
+        ("12 34", "12", False),
+        ("1/0", "1", False),
+    ],
 )
 def test_numeric(given: str, gold: str, equal: bool) -> None:
     assert answers_equal(given, gold, method="numeric") is equal

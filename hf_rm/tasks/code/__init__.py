@@ -1,4 +1,4 @@
-"""Programs from descriptions: MBPP and HumanEval problems, the code in a completion, and its verification in a sandbox."""
+"""Programs from descriptions: MBPP and HumanEval problems, the code in a completion, its verification in a sandbox."""
 
 from .completion import extract_code
 from .problems import CodeProblem, read_humaneval, read_mbpp, split_problems

@@ -107,7 +107,7 @@ def read_mbpp(path: str | Path) -> list[CodeProblem]:
 
     Example:
         >>> import json, tempfile
-        >>> row = {"task_id": 1, "text": "Double it.", "code": "def d(x): return 2 * x", "test_list": ["assert d(2) == 4"]}
+        >>> row = {"task_id": 1, "text": "Double.", "code": "def d(x): return 2*x", "test_list": ["assert d(2) == 4"]}
         >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
         ...     _ = file.write(json.dumps(row)); file.flush()
         ...     read_mbpp(file.name)[0].entry_points

@@ -15,7 +15,8 @@ def verify_code(problem: CodeProblem, completion: str, **settings: Any) -> Sandb
     Args:
         problem: The problem.
         completion: What the model wrote.
-        settings: Passed on to [`~hf_rm.evaluation.sandbox.run_code`]: `timeout`, `memory_mb`, `isolation` and the others.
+        settings: Passed on to [`~hf_rm.evaluation.sandbox.run_code`]: `timeout`, `memory_mb`, `isolation` and the
+            others.
 
     Returns:
         Whether every test passed, and how it ended.

@@ -70,8 +70,8 @@ def extract_answer(text: str, form: Literal["boxed", "marked", "any"] = "any") -
 
     Args:
         text: What the model wrote.
-        form: ``"boxed"`` for MATH, ``"marked"`` for GSM8K, or ``"any"``: the mark if there is one, else the box. A number
-            somewhere in the text is not an answer.
+        form: ``"boxed"`` for MATH, ``"marked"`` for GSM8K, or ``"any"``: the mark if there is one, else the box. A
+            number somewhere in the text is not an answer.
 
     Returns:
         The answer, or None.

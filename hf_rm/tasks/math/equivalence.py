@@ -59,14 +59,12 @@ def _by_math_verify(given: str, gold: str) -> bool:
     return bool(library.verify(expected, _parsed(library, given, seconds), timeout_seconds=seconds))
 
 
-def answers_equal(
-    given: str | None, gold: str, method: Literal["math-verify", "numeric"] = "math-verify"
-) -> bool:
+def answers_equal(given: str | None, gold: str, method: Literal["math-verify", "numeric"] = "math-verify") -> bool:
     r"""Compare a final answer with the reference.
 
     The same text (spaces, dollar signs around it and a full stop aside) is the same answer. Otherwise math-verify
-    decides: it parses both as LaTeX or plain expressions and compares values. Nothing takes its place by itself where it
-    is not installed.
+    decides: it parses both as LaTeX or plain expressions and compares values. Nothing takes its place by itself where
+    it is not installed.
 
     Args:
         given: The model's answer, already extracted; None (no answer) equals nothing.

@@ -20,8 +20,8 @@ class MathProblem:
     Attributes:
         question: The problem.
         answer: The final answer alone.
-        solution: The worked solution, with the final answer in its own form (``#### 12``, ``\\boxed{12}``); empty where
-            the file has answers only.
+        solution: The worked solution, with the final answer in its own form (``#### 12``, ``\\boxed{12}``); empty
+            where the file has answers only.
         subject: MATH's subject, else empty.
         level: MATH's level or CMATH's grade, else 0.
 
