@@ -2,9 +2,9 @@
 
 `sandbox.py` starts this file as a script (``python -I -S``) with a request as JSON on its standard input; the report
 goes to its standard output. Two processes: the outer one enters new namespaces and forks; the inner one is process 1
-of the new PID namespace, builds the root file system, starts the program and the tests as an unprivileged user, watches
-them and writes the report. When it ends, by itself or because one of the processes above it died, the kernel kills whatever is
-left in the namespace. Standard library only.
+of the new PID namespace, builds the root file system, starts the program and the tests as an unprivileged user,
+watches them and writes the report. When it ends, by itself or because one of the processes above it died, the kernel
+kills whatever is left in the namespace. Standard library only.
 """
 
 import ctypes

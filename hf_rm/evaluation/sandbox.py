@@ -65,7 +65,8 @@ LAYERS = (
 REMEDY = (
     "Run as root with CAP_SYS_ADMIN, or as a user who may make user namespaces (sysctl user.max_user_namespaces above "
     "0, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 where they exist; a "
-    "container needs a seccomp profile that allows unshare and mount). isolation='none' runs the code without protection."
+    "container needs a seccomp profile that allows unshare and mount). "
+    "isolation='none' runs the code without protection."
 )
 
 

@@ -36,10 +36,10 @@ def extract_code(completion: str, prefix: str = "", entry_point: str | None = No
     """Take the program out of a completion.
 
     In this order: a fenced block (of several, the last that defines `entry_point`, else the first; a fence that is
-    never closed goes to the end); the text between ``[BEGIN]`` and ``[DONE]``; the text up to ``[DONE]``, or all of it.
-    With `prefix`, text that does not define `entry_point` is the rest of the function that the prefix begins, up to the
-    first line at the margin that begins something else. Nothing is repaired beyond that: a program that does not
-    parse stays so, and fails.
+    never closed goes to the end); the text between ``[BEGIN]`` and ``[DONE]``; the text up to ``[DONE]``, or all of
+    it. With `prefix`, text that does not define `entry_point` is the rest of the function that the prefix begins, up
+    to the first line at the margin that begins something else. Nothing is repaired beyond that: a program that does
+    not parse stays so, and fails.
 
     Args:
         completion: What the model wrote, without the prompt.
