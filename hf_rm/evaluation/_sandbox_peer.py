@@ -139,7 +139,10 @@ class Peer:
         target = self.exports[number]
         if name == "__bool__":
             return (bool(target),)
-        return (self.encode(getattr(type(target), name)(target, *map(self.decode, arguments))),)
+        method = getattr(type(target), name, None)
+        if method is None:  # as Python says it: list(), for one, asks for a length and goes on without
+            raise TypeError(f"object of type {type(target).__name__} has no {name}")
+        return (self.encode(method(target, *map(self.decode, arguments))),)
 
     def do_names(self):
         names = []
