@@ -170,7 +170,7 @@ def build_root(request, users):
     check(libc.syscall(number, b".", b"old"), "a root of its own (pivot_root)")
     os.chdir("/")
 
-    placed = []
+    placed: list[str] = []
     for source, target in [(path, path) for path in SYSTEM_PATHS] + request["binds"]:
         inside = any(target == other or target.startswith(other + "/") for other in placed)
         if not inside and os.path.lexists("/old" + source):

@@ -34,7 +34,7 @@ REBUILT = {
     ("datetime", "time"),
     ("datetime", "timedelta"),
 }
-SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": None}
+SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 MUTABLE = (list, dict, set, bytearray)
 
 # What an object of the program answers for itself. Arithmetic, `in` and comparison with plain data are missing on
@@ -71,6 +71,7 @@ class Peer:
         self.operations = operations
         self.exports = []
         self.numbers = {}
+        self.namespace = {}  # what `names` tells of
 
     # Messages
 
@@ -177,7 +178,7 @@ class Peer:
         if isinstance(value, dict):
             return ["dict", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
         for name, kind in SEQUENCES.items():
-            if kind is not None and isinstance(value, kind):
+            if isinstance(value, kind):
                 return [name, [self.encode(item) for item in value]]
         if isinstance(value, range):
             return ["range", value.start, value.stop, value.step]
@@ -210,8 +211,7 @@ class Peer:
             return item
         tag, *content = item
         if tag in SEQUENCES:
-            values = [self.decode(value) for value in content[0]]
-            return SEQUENCES[tag](values) if SEQUENCES[tag] else importlib.import_module("collections").deque(values)
+            return SEQUENCES[tag]([self.decode(value) for value in content[0]])
         if tag == "new":
             module, name, arguments = content
             if (module, name) not in REBUILT:
@@ -233,6 +233,9 @@ class Peer:
 
     def decode_dict(self, pairs):
         return {self.decode(key): self.decode(value) for key, value in pairs}
+
+    def decode_deque(self, items):
+        return importlib.import_module("collections").deque(map(self.decode, items))
 
     def decode_range(self, start, stop, step):
         return range(start, stop, step)
@@ -337,6 +340,12 @@ def fresh_module(name):
     return module
 
 
+def print_error(error):
+    """The traceback without this file's frame."""
+    own = error.__traceback__
+    traceback.print_exception(type(error), error, own and own.tb_next)
+
+
 def say_started():
     with open(STARTED, "wb") as file:
         file.write(b"1")
@@ -350,8 +359,7 @@ def run_script():
     try:
         exec(compiled(code, "solution.py"), namespace)
     except Exception as error:
-        frames = error.__traceback__.tb_next
-        traceback.print_exception(type(error), error, frames)
+        print_error(error)
         sys.stderr.flush()
         sys.exit(1)
 
@@ -369,7 +377,7 @@ def run_program():
         exec(compiled(code, "solution.py"), module.__dict__)
         peer.send(["return", None])
     except BaseException as error:
-        traceback.print_exception(type(error), error, error.__traceback__.tb_next)
+        print_error(error)
         peer.send(["raise", type(error).__name__, str(error)[:DETAIL_LIMIT]])
     try:
         while True:
@@ -412,13 +420,12 @@ def run_tests():
     request = json.loads(read_all(CODE))
     peer = Peer(socket.socket(fileno=CHANNEL), {"call"})
     namespace = fresh_module("tests").__dict__
-    verdict = {"passed": False, "memory": False, "done": 0, "detail": ""}
+    verdict = {"passed": False, "memory": False, "detail": ""}
     try:
         peer.request("go")
         import_names(peer, namespace, request["entry_points"])
         for test in request["tests"]:
             exec(compiled(test, "tests.py"), namespace)
-            verdict["done"] += 1
         verdict["passed"] = True
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)

@@ -1,8 +1,10 @@
 """Model-written code is contained, and cannot write its own verdict."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,48 @@ def test_without_isolation_it_refuses_and_says_what_is_missing() -> None:
     folder = str(Path(sys.modules[run_code.__module__].__file__ or "").parent)
     answer = subprocess.run([sys.executable, "-c", REFUSED, folder], capture_output=True, text=True, timeout=120)
     assert "CAP_SYS_ADMIN" in answer.stdout and "isolation='none'" in answer.stdout, answer.stderr
+
+
+AS_USER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import sandbox
+support = sandbox.sandbox_available()
+print(os.getuid(), support.available, support.missing)
+if support.available:
+    look = "import os, ctypes, pathlib\\nfor number in (1, 2):\\n try: os.open(f'/proc/{number}/fd/5', os.O_WRONLY)"
+    look += "\\n except PermissionError: print('held')\\nprint(ctypes.CDLL(None).unshare(0x10000000))"
+    look += "\\nprint('CapEff:\\\\t0000000000000000' in pathlib.Path('/proc/self/status').read_text())"
+    result = sandbox.run_code(look + "\\ndef double(x): return 2 * x", "assert double(4) == 8")
+    print(result.passed, result.stdout.split(), sandbox.run_code("open('/x', 'w')").passed)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes to another user")
+def test_other_users_get_a_user_namespace_or_a_refusal() -> None:
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None:
+        pytest.skip("no Python that another user may start")
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to other users
+        os.chmod(folder, 0o755)
+        for file in Path(sys.modules[run_code.__module__].__file__ or "").parent.glob("*sandbox*.py"):
+            shutil.copyfile(file, Path(folder, file.name))
+        answer = subprocess.run(
+            [python, "-c", AS_USER, folder],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            cwd="/",
+            env={"HOME": "/nonexistent"},
+        )
+    first, *rest = answer.stdout.splitlines()
+    if first.startswith("65534 True"):
+        assert rest == ["True ['held', 'held', '-1', 'True'] False"], answer
+    else:
+        assert "isolation='none'" in first, answer
 
 
 def test_the_user_can_ask_for_no_isolation() -> None:
