@@ -31,7 +31,7 @@ from transformers.utils import cached_file
 
 from .generation_denoiser_rm import Denoised
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import position_logits
+from .heads_rm import position_logits, real_positions
 from .llada import CONFIGS, ILLaDAConfig, LLaDAConfig, published_names, register_conversions
 from .vocabulary_rm import find_tokenizer
 
@@ -109,7 +109,7 @@ class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
                 "RMForMaskedDiffusion.from_backbone, or leave use_history out."
             )
         if attention_mask is not None:
-            inputs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
+            inputs.setdefault("position_ids", real_positions(attention_mask))
         return Denoised(position_logits(self, positions, input_ids=input_ids, attention_mask=attention_mask, **inputs))
 
 

@@ -128,7 +128,7 @@ def _special_token(model: Any, config: ReflectiveGenerationConfig, name: str) ->
 def _forbidden_ids(
     model: Any, config: ReflectiveGenerationConfig, mask_token_id: int, ends: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Ids that no reveal writes, the mask first, then the reserved ones."""
+    """Ids that no reveal writes: the mask and the reserved ones."""
     own = getattr(model.config, "suppressed_token_ids", None) or []
     others = {*own, *(config.suppressed_token_ids or [])} - {mask_token_id}
     if config.suppress_eos and ends is not None:

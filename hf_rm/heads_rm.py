@@ -14,6 +14,11 @@ _HEADS = (("head", "decoder"), ("cls",), ("predictions",), ("lm_head",))
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
+def real_positions(attention_mask: Tensor) -> Tensor:
+    """(B, N) long: positions counted over what is real, whatever side the padding is on; 0 for padding before it."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
 def position_logits(
     model: PreTrainedModel, positions: Tensor | None, sources: Tensor | None = None, **inputs: Any
 ) -> Tensor:

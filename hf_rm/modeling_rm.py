@@ -37,7 +37,7 @@ from .adapters_rm import (
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import position_logits
+from .heads_rm import position_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
 from .vocabulary_rm import reserved_beside
@@ -322,7 +322,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             groups, heads = tuple(map(tuple, config.position_groups)), tuple(config.attention_groups)
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = real_positions(attention_mask)
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             attention_mask = _additive(attention_mask, inputs)
         elif config.attention_block_length is not None:

@@ -263,6 +263,7 @@ def test_detectors_and_caps_on_the_vectors(vectors: Callable[[str], Any], case: 
         logits=logits,
         masked=~committed,
         visible=committed,
+        mask_token_id=scores.shape[-1],
         forbidden=torch.tensor([scores.shape[-1]]),
         proposal=best,
         best=best,
@@ -346,6 +347,7 @@ def test_remdm_conf_shares_sigma_out_by_confidence() -> None:
             logits=logits,
             masked=ids == 0,
             visible=ids != 0,
+            mask_token_id=0,
             forbidden=torch.tensor([0]),
             proposal=ids,
             best=ids,
@@ -612,7 +614,7 @@ def test_overshoot_changes_nothing(extra: dict[str, Any], monkeypatch: pytest.Mo
 
         def patient(self: Any, *args: Any) -> None:
             begin(self, *args)
-            self.patience = patience
+            self.look_every = patience
 
         with monkeypatch.context() as patch:
             patch.setattr(_DenoisingLoop, "__init__", patient)

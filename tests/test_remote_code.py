@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModel
 model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
-output = model.generate_reflective(torch.load({ids!r}))
+output = model.generate_reflective(torch.load({ids!r}, weights_only=True))
 torch.save(output.trajectory.states, {out!r})
 """
 
@@ -99,7 +99,7 @@ def test_a_published_model_runs_without_hf_rm(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     expected = model.generate_reflective(ids).trajectory.states
     assert len(expected) > 3
-    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
 
 
 def test_core_and_trainer_import_without_the_optional_packages(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def denoising_step(
     each = torch.full((len(ids),), 1)
     schedule = Schedule(each * 0, each, each * quota, each * ids.shape[1])
     given = {"proposal": best, "best": best, "best_logit": best_logit, "log_partition": logits.logsumexp(-1)}
-    return DenoisingStep(ids, logits, masked, ~masked, forbidden, schedule=schedule, **{**given, **fields})
+    return DenoisingStep(
+        ids, logits, masked, ~masked, mask_token_id, forbidden, schedule=schedule, **{**given, **fields}
+    )
 
 
 # Eq. 1

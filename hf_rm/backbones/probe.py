@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..families_rm import family_of
+from ..heads_rm import real_positions
 from ..modeling_rm import RMForMaskedDiffusion
 from ..vocabulary_rm import find_tokenizer
 from .traits import BackboneTraits
@@ -140,7 +141,7 @@ class _Bench:
         if not self.config.backbone_positions:
             inputs["position_ids"] = torch.zeros_like(ids)
         elif attention_mask is not None and attention_mask.dim() == 2:
-            inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = real_positions(attention_mask)
         return self._checked(self.backbone(attention_mask=attention_mask, **inputs).logits)
 
     def _checked(self, logits: Tensor) -> Tensor:

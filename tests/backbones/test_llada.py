@@ -308,9 +308,10 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 assert type(model.model).__module__.startswith("transformers_modules."), type(model.model)
-output = model.generate_reflective(torch.load({ids!r}))
+ids = torch.load({ids!r}, weights_only=True)
+output = model.generate_reflective(ids)
 again = type(model).from_backbone({base!r}, **{settings!r})
-torch.save([output.trajectory.states, again.generate_reflective(torch.load({ids!r})).sequences], {out!r})
+torch.save([output.trajectory.states, again.generate_reflective(ids).sequences], {out!r})
 """
 
 
@@ -337,7 +338,7 @@ def test_a_published_wrapper_runs_without_hf_rm(tmp_path: Path) -> None:
     result = run_blocked(script, {"hf_rm"}, tmp_path)
     assert result.returncode == 0, result.stderr
     expected = model.generate_reflective(ids)
-    states, sequences = torch.load(tmp_path / "out.pt")
+    states, sequences = torch.load(tmp_path / "out.pt", weights_only=True)
     assert len(states) > 3
     assert torch.equal(states, expected.trajectory.states)
     assert torch.equal(sequences, expected.sequences)
