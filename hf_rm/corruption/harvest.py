@@ -73,6 +73,7 @@ def harvest(
         raise ValueError(f"`mask_rate` is {mask_rate!r}: pass (low, high) with 0 < low <= high <= 1.")
     if batch_size < 1 or shard_rows < 1:
         raise ValueError(f"`batch_size` is {batch_size} and `shard_rows` {shard_rows}: pass positive numbers.")
+    defaults = getattr(model, "generation_config", None)
     fingerprint = {
         "kind": "harvest",
         "checkpoint": model_digest(model, use_history=True),
@@ -81,6 +82,7 @@ def harvest(
         "seed": seed,
         "batch_size": batch_size,
         "decoding": {name: str(value) for name, value in sorted(decoding.items())},
+        "defaults": None if defaults is None else str({**defaults.to_diff_dict(), "transformers_version": None}),
     }
 
     def compute(numbers: range) -> tuple[Arrays, list[int | str]]:

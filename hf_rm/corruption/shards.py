@@ -82,8 +82,8 @@ class ShardFolder:
 
     def write(self, number: int, arrays: Arrays, keys: list[int | str]) -> None:
         """A shard: arrays, and the keys of its rows in order."""
-        data = save(arrays, metadata={"keys": json.dumps(keys)})
-        _write(self.path(number), data)
+        names = json.dumps(keys, default=lambda key: key.item())  # numpy's integers
+        _write(self.path(number), save(arrays, metadata={"keys": names}))
 
     def finish(self, count: int) -> None:
         """Note that all `count` shards are there, with their sizes and digests."""
@@ -168,6 +168,7 @@ def fill(
     state.wait_for_everyone()
     store.check(fingerprint)
     if store.is_whole:
+        store.open()  # raises where it is damaged
         return store
     count = -(-rows // shard_rows)
     for number in range(state.process_index, count, state.num_processes):

@@ -296,12 +296,16 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
 
 
 def data_digest(rows: Any) -> str:
-    """Of all rows in order: keys, tokens, editable positions."""
-    digest = blake2b(digest_size=16)
+    """Of all rows in order: keys, tokens, editable positions; a ValueError for two rows with the same key."""
+    digest, known = blake2b(digest_size=16), set()
     for number in range(len(rows)):
-        key = row_id(rows[number])
-        ids, _, editable = pad_rows([rows[number]], 0)
-        digest.update(f"{key!r} {ids.shape[1]} ".encode() + ids.tobytes() + editable.tobytes())
+        row = rows[number]
+        key = row_id(row)
+        if key in known:
+            raise ValueError(f"two rows have the key {key!r}: give every row an `idx` of its own.")
+        known.add(key)
+        ids, _, editable = pad_rows([row], 0)
+        digest.update(f"{key} {ids.shape[1]} ".encode() + ids.tobytes() + editable.tobytes())
     return digest.hexdigest()
 
 

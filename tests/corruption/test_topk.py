@@ -222,6 +222,9 @@ def test_a_damaged_cache_is_refused_by_name(tmp_path, damage, name, message):
     damage(tmp_path / name)
     with pytest.raises(OSError, match=message):
         FrozenTopKProposal(tmp_path)
+    if (tmp_path / "cache.json").exists():
+        with pytest.raises(OSError, match=message):
+            build(tmp_path)
 
 
 def test_a_damaged_shard_of_an_unfinished_cache_is_refused(tmp_path):
@@ -248,6 +251,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
         ({"mask_rate": 0.0}, "`mask_rate`"),
         ({"chunk_rows": 0}, "`chunk_rows` is 0"),
         ({"rows": [{"input_ids": [1, 2]}]}, "idx"),
+        ({"rows": [ROWS[0], ROWS[0]]}, "two rows have the key 'row 0'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, settings, message):
