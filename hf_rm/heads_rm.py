@@ -92,7 +92,7 @@ def read_logits(
     if head is None:
         return reader.read(chosen, slice(None))
 
-    def read(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
+    def read(hidden: Tensor, part: slice, head: nn.Module = head) -> tuple[Tensor, ...]:
         return reader.read(head(hidden), part)
 
     chunks, step = [], reader.chunk_rows

@@ -278,12 +278,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             ValueError: for shapes and dtypes that do not fit.
         """
         use_history = self.config.history if use_history is None else use_history
-        _check_forward(self.config, input_ids, labels, logits_reader if logits_positions is None else logits_positions)
+        wanted: Tensor | LogitsReader | None = logits_positions if logits_reader is None else logits_reader
+        _check_forward(self.config, input_ids, labels, wanted)
         _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
-        wanted = logits_positions if logits_reader is None else logits_reader
         logits = self._run_backbone(inputs, attention_mask, position_ids, wanted, **caching)
         if isinstance(logits, tuple):
             return RMOutput(history=state, read=logits)

@@ -87,7 +87,9 @@ def harvest(
 
     def compute(numbers: range) -> tuple[Arrays, list[int | str]]:
         keys: list[int | str] = []
-        entries, counts, samples = [], [], []
+        entries: list[tuple[int, int, int]] = []
+        counts: list[int] = []
+        samples: list[np.ndarray] = []
         for begin in range(0, len(numbers), batch_size):
             features = [rows[number] for number in numbers[begin : begin + batch_size]]
             keys += [row_id(feature) for feature in features]

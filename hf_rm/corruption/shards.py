@@ -62,6 +62,8 @@ class ShardFolder:
     def header(self) -> dict[str, Any]:
         """What `cache.json` holds."""
         path = self.folder / HEADER
+        if not path.exists():
+            raise OSError(f"{self.folder} holds no cache: there is no {HEADER} in it.")
         try:
             header = json.loads(path.read_text(encoding="utf-8"))
             header["fingerprint"], header["shards"]
@@ -102,8 +104,6 @@ class ShardFolder:
         Raises:
             ValueError: for a cache that was never finished.
         """
-        if not (self.folder / HEADER).exists():
-            raise OSError(f"{self.folder} holds no cache: there is no {HEADER} in it.")
         shards = self.header()["shards"]
         if shards is None:
             raise ValueError(
@@ -187,7 +187,7 @@ def fill(
 
 def _map(path: Path, begin: int, about: dict[str, Any]) -> np.ndarray:
     first, last = about["data_offsets"]
-    dtype = {"I32": np.int32, "I64": np.int64, "F16": np.float16, "U64": np.uint64}[about["dtype"]]
+    dtype: Any = {"I32": np.int32, "I64": np.int64, "F16": np.float16, "U64": np.uint64}[about["dtype"]]
     if last == first:
         return np.empty(about["shape"], dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=begin + first, shape=tuple(about["shape"]))

@@ -104,7 +104,8 @@ def build_topk_cache(
     forbidden = torch.tensor(excluded, device=model.device)
 
     def compute(numbers: range) -> tuple[Arrays, list[int | str]]:
-        parts, keys = [], []
+        parts: list[tuple[np.ndarray, ...]] = []
+        keys: list[int | str] = []
         for begin in range(0, len(numbers), batch_size):
             features = [rows[number] for number in numbers[begin : begin + batch_size]]
             keys += [row_id(feature) for feature in features]
@@ -276,7 +277,7 @@ def search(cumulative: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
 def model_digest(model: Any, use_history: bool = False) -> str:
     """What a model computes, as a digest: of its class, its settings (of History Reference, if used), every weight."""
     config, names = model.config, (*_WRAPPER, *(_HISTORY if use_history else ()))
-    settings = {name: getattr(config, name, None) for name in names}
+    settings: dict[str, Any] = {name: getattr(config, name, None) for name in names}
     inner = getattr(config, "text_config", config).to_diff_dict()
     settings["network"] = {name: value for name, value in inner.items() if name not in _VOLATILE}
     digest = blake2b(f"{type(model).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
@@ -297,7 +298,7 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
 
 def data_digest(rows: Any) -> str:
     """Of all rows in order: keys, tokens, editable positions; a ValueError for two rows with the same key."""
-    digest, known = blake2b(digest_size=16), set()
+    digest, known = blake2b(digest_size=16), set[int | str]()
     for number in range(len(rows)):
         row = rows[number]
         key = row_id(row)
