@@ -37,7 +37,7 @@ from .adapters_rm import (
 from .configuration_rm import RMConfig, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import position_logits, real_positions
+from .heads_rm import LogitsReader, position_logits, read_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
 from .vocabulary_rm import reserved_beside
@@ -52,11 +52,13 @@ class RMOutput(ModelOutput):
         loss (`Tensor`, scalar, *optional*): mean cross-entropy over the labels that are not -100.
         logits (`Tensor` of shape `(B, N, V)`): scores over the vocabulary, the mask token included.
         history (`HistoryState`, *optional*): the memory after this state, for the next call; None without history.
+        read (`tuple[Tensor, ...]`, *optional*): what a `logits_reader` has read, in place of the logits.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     history: HistoryState | None = None
+    read: tuple[Tensor, ...] | None = None
 
 
 class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
@@ -247,6 +249,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_positions: Tensor | None = None,
         past_key_values: Cache | None = None,
+        logits_reader: LogitsReader | None = None,
     ) -> RMOutput:
         """
         Logits for the current state, read together with its history.
@@ -265,6 +268,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             num_items_in_batch (`Tensor` or `int`, *optional*): divides the summed loss in place of the label count.
             logits_positions (`Tensor` of shape `(B, A)`, long, *optional*): compute logits at these positions only.
             past_key_values (`Cache`, *optional*): keys and values of other positions, for decoders.
+            logits_reader ([`LogitsReader`], *optional*): read the logits of some positions in chunks, and return what
+                was read, not the logits. For training with a large vocabulary.
 
         Returns:
             [`RMOutput`]
@@ -273,12 +278,15 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             ValueError: for shapes and dtypes that do not fit.
         """
         use_history = self.config.history if use_history is None else use_history
-        _check_forward(self.config, input_ids, labels, logits_positions)
+        wanted: Tensor | LogitsReader | None = logits_positions if logits_reader is None else logits_reader
+        _check_forward(self.config, input_ids, labels, wanted)
         _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
-        logits = self._run_backbone(inputs, attention_mask, position_ids, logits_positions, **caching)
+        logits = self._run_backbone(inputs, attention_mask, position_ids, wanted, **caching)
+        if isinstance(logits, tuple):
+            return RMOutput(history=state, read=logits)
         loss = None if labels is None else _mean_cross_entropy(logits, labels, num_items_in_batch)
         return RMOutput(loss=loss, logits=logits, history=state)
 
@@ -309,9 +317,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         inputs: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        positions: Tensor | None,
+        wanted: Tensor | LogitsReader | None,
         **caching: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         config, padding_mask = self.config, attention_mask
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
@@ -334,7 +342,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             arguments["use_cache"] = False  # many configs say True: a cache that nobody reads costs time and memory
         arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
         sources = _predictors(inputs, padding_mask) if config.logits_shift else None
-        return position_logits(self.model, positions, sources, **arguments)
+        if isinstance(wanted, LogitsReader):
+            return read_logits(self.model, wanted, sources, **arguments)
+        return position_logits(self.model, wanted, sources, **arguments)
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -484,7 +494,7 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
 
 
 def _check_forward(
-    config: RMConfig, input_ids: Tensor, labels: Tensor | None, logits_positions: Tensor | None
+    config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Tensor | LogitsReader | None
 ) -> None:
     if input_ids.dim() != 2:
         raise ValueError(
@@ -495,8 +505,9 @@ def _check_forward(
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "
             f"{len(config.position_groups[0])}: pass sequences of that length."
         )
-    if labels is not None and logits_positions is not None:
-        raise ValueError("`labels` need logits everywhere: leave `logits_positions` out, or take the loss yourself.")
+    if labels is not None and wanted is not None:
+        name = "logits_reader" if isinstance(wanted, LogitsReader) else "logits_positions"
+        raise ValueError(f"`labels` need logits everywhere: leave `{name}` out, or take the loss yourself.")
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "

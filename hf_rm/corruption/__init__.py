@@ -2,10 +2,13 @@
 """Where training states come from: the oracle, trajectory laws, proposals of wrong tokens, the collator, the pool."""
 
 from .collator import RMDataCollator
+from .harvest import HarvestedProposal, harvest
 from .laws import AttemptsLaw, PaperLaw, Trajectories, TrajectoryLaw, build_law
 from .oracle import IGNORE_INDEX, KEEP_LOSS, MASK_LOSS, REVEAL_LOSS, loss_parts, oracle_labels
 from .pool import OnPolicyPool
 from .proposals import FixedProposal, Proposal, UniformProposal
+from .shards import ShardFolder
+from .topk import FrozenTopKProposal, build_topk_cache
 
 __all__ = [
     "IGNORE_INDEX",
@@ -14,14 +17,19 @@ __all__ = [
     "REVEAL_LOSS",
     "AttemptsLaw",
     "FixedProposal",
+    "FrozenTopKProposal",
+    "HarvestedProposal",
     "OnPolicyPool",
     "PaperLaw",
     "Proposal",
     "RMDataCollator",
+    "ShardFolder",
     "Trajectories",
     "TrajectoryLaw",
     "UniformProposal",
     "build_law",
+    "build_topk_cache",
+    "harvest",
     "loss_parts",
     "oracle_labels",
 ]

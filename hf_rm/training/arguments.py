@@ -39,8 +39,20 @@ class MaskedTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Longest tokenised sample; longer ones are refused by name, never cut."}
     )
 
+    loss_chunk_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "Positions whose scores over the vocabulary exist at a time; the backward pass repeats a chunk. "
+            "None: in chunks where the batch's scores are large; 0: never."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss_chunk_rows is not None and self.loss_chunk_rows < 0:
+            raise ValueError(
+                f"`loss_chunk_rows` is {self.loss_chunk_rows}: pass a number of positions, 0 for no chunks, or None."
+            )
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..configuration_rm import RMConfig
+from ..corruption.oracle import IGNORE_INDEX
+from ..heads_rm import LogitsReader
 from ..hub.publish import check_base
 from ..hub.trained import push_checkpoint, push_trained
 from ..modeling_rm import RMForMaskedDiffusion
@@ -22,6 +27,7 @@ from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, publish_folder
 from .data import RowDataset
 from .lora import check_quantisation, prepare_for_training
+from .losses import chunk_rows
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -75,6 +81,7 @@ class MaskedTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.add_callback(_EpochCallback(data_collator))
         self._staging = False
+        self._logits_wanted = True
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.args.muon_learning_rate is None:
@@ -91,6 +98,63 @@ class MaskedTrainer(Trainer):
                 eps=self.args.adam_epsilon,
             )
         return self.optimizer
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers; where only the loss is wanted, an evaluation need not hold all scores either."""
+        self._logits_wanted = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._logits_wanted = True
+
+    def _forward(
+        self,
+        model: nn.Module,
+        labels: Tensor,
+        read: Callable[[Tensor, Any], tuple[Tensor, ...]],
+        return_logits: bool,
+        **inputs: Any,
+    ) -> tuple[Any, list[Tensor]]:
+        """
+        The model's outputs, and what `read(scores, which)` found at every position: tensors of shape (B * N,).
+
+        `read` gets scores (k, V) and an index of their positions among all. Where the scores of the batch are read in
+        chunks, positions without a label are left out, and are 0 in the result.
+        """
+        plan = None if return_logits and self._logits_wanted else self._chunks(labels)
+        if plan is None:
+            outputs = model(**inputs)
+            return outputs, list(read(outputs.logits.flatten(0, 1), slice(None)))
+        supervised, rows, step = plan
+        outputs = model(
+            **inputs, logits_reader=LogitsReader(rows, lambda scores, part: read(scores, rows[part]), step)
+        )
+        count = len(supervised)
+        return outputs, [
+            column.new_zeros(labels.numel()).index_put((supervised,), column[:count]) for column in outputs.read
+        ]
+
+    def _chunks(self, labels: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        """Positions with a label, positions to read (as many or more), and rows a chunk; None without chunks."""
+        vocab_size = self.model.config.vocab_size
+        step = chunk_rows(self.args.loss_chunk_rows, self._most(labels.numel()), vocab_size)
+        if not step:
+            return None
+        supervised = (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0]
+        count = len(supervised)
+        calls = max(1, -(-count // step))
+        most = self._most(calls)
+        # At least one row, so that a batch without a label still has gradients: zeros.
+        wanted = most * step if most > calls else max(count, 1)
+        return supervised, F.pad(supervised, (0, wanted - count)), step
+
+    def _most(self, number: int) -> int:
+        """The greatest over all processes where they share the weights, so that each calls the head as often."""
+        if self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
 
     def _normalise(self, total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """A sum over positions as its share of the mean over the whole accumulated batch, all processes included."""

@@ -15,6 +15,11 @@ from ..corruption.oracle import IGNORE_INDEX, loss_parts
 MAX_LOSS = -math.log(1e-8)
 """The paper clips probabilities at 1e-8: no position reports more than this, 18.42."""
 
+LARGE_LOGITS = 2**26
+"""Scores of a batch, positions times vocabulary, above which the trainers read them in chunks by themselves."""
+CHUNK_LOGITS = 2**24
+"""Scores of such a chunk: 67 MB in float32; 132 rows of LLaDA's vocabulary."""
+
 CLIPS = ("reported", "hard", "none")
 PART_NAMES = ("reveal", "mask", "keep")
 
@@ -45,6 +50,19 @@ def clipped_cross_entropy(logits: Tensor, labels: Tensor, clip: str = "reported"
     return clamped if clip == "hard" else loss + (clamped - loss).detach()
 
 
+def chunk_rows(setting: int | None, positions: int, vocab_size: int) -> int:
+    """
+    Rows of scores that exist at a time, 0 for all: the argument `loss_chunk_rows`, or by size where it is None.
+
+    Example:
+        >>> chunk_rows(None, 8 * 1024, 126464), chunk_rows(None, 64 * 81, 10), chunk_rows(0, 8 * 1024, 126464)
+        (132, 0, 0)
+    """
+    if setting is not None:
+        return setting
+    return max(1, CHUNK_LOGITS // vocab_size) if positions * vocab_size > LARGE_LOGITS else 0
+
+
 class LossParts:
     """
     Running sums of the reveal, mask and keep losses and accuracies, kept on the device: no step waits for them.
@@ -53,7 +71,7 @@ class LossParts:
         >>> parts = LossParts()
         >>> state, labels = torch.tensor([[0, 2]]), torch.tensor([[1, 2]])
         >>> logits = torch.tensor([[[0.0, 9, 0], [0, 0, 9]]])
-        >>> parts.add(state, labels, logits, clipped_cross_entropy(logits[0], labels[0]), 0)
+        >>> parts.add(state, labels, logits.argmax(-1), clipped_cross_entropy(logits[0], labels[0]), 0)
         >>> sorted(parts.pop())
         ['accuracy_keep', 'accuracy_reveal', 'loss_keep', 'loss_reveal']
     """
@@ -62,11 +80,11 @@ class LossParts:
         self.sums: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, state: Tensor, labels: Tensor, logits: Tensor, loss: Tensor, mask_token_id: int) -> None:
-        """Count a batch: (B, N) state and labels, (B, N, V) logits, (B * N,) loss per position."""
+    def add(self, state: Tensor, labels: Tensor, best: Tensor, loss: Tensor, mask_token_id: int) -> None:
+        """Count a batch: (B, N) state, labels and most probable ids, and as many losses, a position each."""
         parts = loss_parts(state, labels, mask_token_id).flatten()
-        correct = (logits.argmax(-1) == labels).flatten()
-        rows = torch.stack((loss.detach(), correct.float(), torch.ones_like(loss)))
+        correct = (best.reshape(labels.shape) == labels).flatten()
+        rows = torch.stack((loss.detach().flatten(), correct.float(), torch.ones_like(parts, dtype=loss.dtype)))
         # Unsupervised positions go to a fourth bin, which nobody reads.
         sums = rows.new_zeros(3, 4).index_add_(1, torch.where(parts < 0, 3, parts), rows)[:, :3]
         self.sums = sums if self.sums is None else self.sums + sums

@@ -112,13 +112,21 @@ class MaskedSFTTrainer(MaskedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Cross-entropy at masks, weighted 1 / t."""
-        logits = model(
+        labels = inputs["labels"].flatten()
+
+        def read(logits: Tensor, which: Any) -> tuple[Tensor]:
+            return (clipped_cross_entropy(logits, labels[which].to(logits.device), clip="none"),)
+
+        outputs, (per_position,) = self._forward(
+            model,
+            inputs["labels"],
+            read,
+            return_outputs,
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             editable_mask=inputs["editable_mask"],
             use_history=False,
-        ).logits
-        per_position = clipped_cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), clip="none")
+        )
         supervised = torch.where(inputs["editable_mask"], 0, IGNORE_INDEX)
         loss = self._normalise((per_position * inputs["loss_weights"].flatten()).sum(), supervised, num_items_in_batch)
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,24 +102,45 @@ class RMTrainer(MaskedTrainer):
         pool = self._pool_for(inputs) if model.training else None
         history: History | list[History]
         batch, history = (inputs, _segments(inputs)) if pool is None else self._with_pool(pool, inputs)
-        outputs = model(
+        labels = batch["labels"]
+        outputs, (per_position, best, *following) = self._forward(
+            model,
+            labels,
+            self._reader(batch, pool),
+            return_outputs,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             editable_mask=batch["editable_mask"],
             history=history,
         )
-        labels, logits = batch["labels"], outputs.logits
-        per_position = clipped_cross_entropy(logits.flatten(0, 1), labels.flatten(), self.args.loss_clip)
         weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
         if num_items_in_batch is not None and pool is not None:
             # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
             num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])
         loss = self._normalise((per_position * weights).sum(), labels, num_items_in_batch)
         if model.training:
-            self.loss_parts.add(batch["input_ids"], labels, logits, per_position, self.mask_token_id)
+            self.loss_parts.add(batch["input_ids"], labels, best, per_position, self.mask_token_id)
         if pool is not None:
-            self._advance_pool(pool, logits, outputs.history)
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+            self._advance_pool(pool, following[0].view_as(labels), outputs.history)
+        return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
+
+    def _reader(self, batch: dict[str, Tensor], pool: OnPolicyPool | None) -> Callable[[Tensor, Any], Any]:
+        """What a step reads from scores (k, V): loss, most probable id and, with a pool, the next id by Eq. 1."""
+        state, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+        forbidden = self.model.config.suppressed_token_ids or ()
+
+        def read(logits: Tensor, which: Any) -> tuple[Tensor, ...]:
+            # First what has a gradient: a chunk that is computed again stops there.
+            loss = clipped_cross_entropy(logits, labels[which].to(logits.device), self.args.loss_clip)
+            with torch.no_grad():
+                best = logits.argmax(-1)
+                if pool is None:
+                    return loss, best
+                ids = state[which].to(logits.device)
+                everywhere = torch.ones_like(ids, dtype=torch.bool)
+                return loss, best, eq1_next_state(ids, logits, self.mask_token_id, everywhere, forbidden)
+
+        return read
 
     def _pool_for(self, inputs: dict[str, Tensor]) -> OnPolicyPool | None:
         """The pool, once it has begun, for a batch with more rows than it has: a last, short one is left as it is."""
@@ -147,10 +169,9 @@ class RMTrainer(MaskedTrainer):
         return batch, [_segments(first), rows.history]
 
     @torch.no_grad()
-    def _advance_pool(self, pool: OnPolicyPool, logits: Tensor, history: HistoryState | None) -> None:
+    def _advance_pool(self, pool: OnPolicyPool, following: Tensor, history: HistoryState | None) -> None:
         rows, count = pool.active_rows(), pool.size
-        forbidden = self.model.config.suppressed_token_ids or ()
-        following = eq1_next_state(rows.ids, logits[-count:].detach(), self.mask_token_id, rows.editable, forbidden)
+        following = torch.where(rows.editable, following[-count:], rows.ids)
         pool.advance(following, None if history is None else history.select(slice(-count, None)))
 
     def extra_state(self) -> dict[str, Tensor]:

@@ -54,8 +54,8 @@ def test_parts_are_told_apart_and_start_again():
     logits[0, 0, 1] = logits[0, 1, 2] = logits[0, 2, 1] = 5.0  # reveal right, re-mask wrong, keep right
     loss = clipped_cross_entropy(logits[0], labels[0])
     parts = LossParts()
-    parts.add(state, labels, logits, loss, mask_token_id=0)
-    parts.add(state, labels, logits, loss, mask_token_id=0)
+    parts.add(state, labels, logits.argmax(-1), loss, mask_token_id=0)
+    parts.add(state, labels, logits.argmax(-1), loss, mask_token_id=0)
     logs = parts.pop()
     assert (logs["accuracy_reveal"], logs["accuracy_mask"], logs["accuracy_keep"]) == (1.0, 0.0, 1.0)
     assert logs["loss_mask"] == pytest.approx(loss[1].item())
