@@ -116,7 +116,11 @@ def save(network: Any, folder: Path, card: str) -> None:
 
 
 def write_card(
-    arguments: TinyMathBaseArguments, training: MaskedSFTArguments, parameters: int, losses: list[float], minutes: float
+    arguments: TinyMathBaseArguments,
+    training: MaskedSFTArguments,
+    parameters: int,
+    losses: list[float],
+    minutes: float,
 ) -> str:
     """The model card."""
     last = f"{losses[-1]:.3f}" if losses else "not logged"

@@ -4,6 +4,7 @@ ourselves and in lm-eval, and a sandbox for code."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .history_recall import recall_by_history
 from .multiple_choice import ChoiceEvaluation, Score, evaluate_multiple_choice, score_continuations
 from .revision import CurvePoint, RevisionMetrics, revision_metrics
 from .sandbox import SandboxResult, SandboxSupport, SandboxUnavailableError, run_code, sandbox_available
@@ -38,6 +39,7 @@ __all__ = [
     "paired_bootstrap",
     "paired_difference_interval",
     "plot_forwards",
+    "recall_by_history",
     "revision_metrics",
     "run_code",
     "sandbox_available",

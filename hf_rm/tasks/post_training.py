@@ -122,6 +122,16 @@ class PostTrainingArguments:
         metadata={"help": "Settings of generate_reflective for RM."},
     )
 
+    curve_forwards: list[int] = field(
+        default_factory=list, metadata={"help": "Budgets for the curve of accuracy against forwards; none by default."}
+    )
+    training_free: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Revision rules for the SFT model in that curve: low_prob, t2t_remask, logit_diff, remdm."},
+    )
+    recall_samples: int = field(default=300, metadata={"help": "Samples of the probe of recall by history."})
+    replay_samples: int = field(default=12, metadata={"help": "Trajectories shown in an HTML page."})
+
     def __post_init__(self) -> None:
         for name in ("sft_decoding", "rm_decoding"):
             if isinstance(getattr(self, name), str):
@@ -137,6 +147,12 @@ class PostTrainingArguments:
         for name in ("completion_length", "top_k", "harvest_samples", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
+
+    def decoding(self, trainer: str | None) -> dict[str, Any]:
+        """The settings for systems of this trainer."""
+        settings = self.rm_decoding if trainer == "rm" else self.sft_decoding
+        assert isinstance(settings, dict)  # made so above
+        return dict(settings)
 
 
 @dataclass(frozen=True)
@@ -242,10 +258,8 @@ class PostTraining:
         if not system.harvested:
             return FrozenTopKProposal(cache)
         rows = self.rows[: args.harvest_samples]
-        assert isinstance(args.sft_decoding, dict)
-        errors = harvest(
-            frozen, rows, folder / "harvest", seed=seed, batch_size=args.eval_batch_size, **args.sft_decoding
-        )
+        settings = {"seed": seed, "batch_size": args.eval_batch_size, **args.decoding("sft")}
+        errors = harvest(frozen, rows, folder / "harvest", **settings)
         return HarvestedProposal(errors, fallback=FrozenTopKProposal(cache))
 
     def _train_sft(self, start: str, folder: Path, seed: int, steps: int, plain: bool = False) -> None:
@@ -305,8 +319,13 @@ class PostTraining:
         """What a stage's result depends on."""
         args, training = self.arguments, self.training
         settings: dict[str, Any] = {"task": self.task.name, "system": name, "seed": seed}
-        settings |= {key: getattr(args, key) for key in _RECIPE_SETTINGS}
-        settings |= {key: getattr(training, key) for key in _TRAINING_SETTINGS}
+        rm = SYSTEMS[name].trainer == "rm" if name in SYSTEMS else False
+        settings |= {key: getattr(args, key) for key in (*_RECIPE_SETTINGS, *(_RM_RECIPE_SETTINGS if rm else ()))}
+        settings |= {
+            key: getattr(training, key) for key in (*_TRAINING_SETTINGS, *(_RM_TRAINING_SETTINGS if rm else ()))
+        }
+        if name in SYSTEMS:
+            settings["max_steps"] = training.max_steps
         return settings | {"processes": training.world_size}
 
     def _finished(self, folder: Path, settings: dict[str, Any]) -> bool:
@@ -331,7 +350,7 @@ class PostTraining:
         """
         args, state = self.arguments, PartialState()
         if decoding is None:
-            decoding = args.rm_decoding if SYSTEMS[trained.name].trainer == "rm" else args.sft_decoding  # type: ignore[assignment]
+            decoding = args.decoding(SYSTEMS[trained.name].trainer)
         samples = self.task.test()[: args.eval_samples]
         share = samples[state.process_index :: state.num_processes]
         place = f"part-{state.process_index}-of-{state.num_processes}"
@@ -364,28 +383,19 @@ class PostTraining:
 
 
 _START_SEED = 1_000_000
-_RECIPE_SETTINGS = (
-    "base",
-    "sft_steps",
-    "train_samples",
-    "completion_length",
-    "eos_tail",
-    "lora_rank",
-    "history_decay",
-    "top_k",
-    "probe",
-    "probe_mask_rate",
-    "harvest_samples",
-)
+# What the weights depend on: of every training, and of RM's alone.
+_RECIPE_SETTINGS = ("base", "sft_steps", "train_samples", "completion_length", "eos_tail", "lora_rank")
+_RM_RECIPE_SETTINGS = ("history_decay", "top_k", "probe", "probe_mask_rate", "harvest_samples")
 _TRAINING_SETTINGS = (
-    "max_steps",
-    "num_train_epochs",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
     "muon_learning_rate",
     "warmup_steps",
     "max_length",
+    "bf16",
+)
+_RM_TRAINING_SETTINGS = (
     "horizon",
     "max_attempts",
     "min_corruption_rate",
@@ -393,7 +403,6 @@ _TRAINING_SETTINGS = (
     "full_corruption",
     "edit_weight",
     "pool_fraction",
-    "bf16",
 )
 
 

@@ -149,8 +149,8 @@ def recall_by_history(
     """
     rng = np.random.default_rng(seed)
     first = (target + rng.integers(1, 9, target.shape, dtype=np.uint8) - 1) % 9 + 1
-    boards = (torch.from_numpy(board.astype(np.int64)) for board in (initial, target, first))
-    return history_recall(model, *boards, MASK_ID, batch_size=batch_size)
+    state, right, attempt = (torch.from_numpy(board.astype(np.int64)) for board in (initial, target, first))
+    return history_recall(model, state, right, attempt, MASK_ID, batch_size=batch_size)
 
 
 def _join(
