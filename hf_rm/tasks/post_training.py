@@ -308,8 +308,8 @@ class PostTraining:
 
     def _wrap(self, name: str, **history: Any) -> RMForMaskedDiffusion:
         set_seed(0)  # nothing is drawn in wrapping; rows that a backbone lacks would be
-        loading = self.training.model_init_kwargs or {}
-        return RMForMaskedDiffusion.from_backbone(name, backbone_kwargs=dict(loading), **history)
+        loading: Any = self.training.model_init_kwargs
+        return RMForMaskedDiffusion.from_backbone(name, backbone_kwargs=dict(loading or {}), **history)
 
     def _adapter(self, model: RMForMaskedDiffusion) -> Any:
         rank = self.arguments.lora_rank

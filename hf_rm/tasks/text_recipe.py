@@ -191,9 +191,17 @@ def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
     drawn = _other_tokens(targets, targets[editable], uniforms.draw(targets.shape[1], 2))
     state = np.where(wrong, drawn[..., 0], targets)
     model = trained.load().to(PartialState().device)
-    tensors = [torch.from_numpy(value) for value in (state, targets, drawn[..., 1])]
-    mask, where = torch.from_numpy(real.astype(np.int64)), torch.from_numpy(editable)
-    return recall_by_history(model, *tensors, model.config.mask_token_id, mask, where, batch_size=args.eval_batch_size)
+    ids, right, attempt = (torch.from_numpy(value) for value in (state, targets, drawn[..., 1]))
+    return recall_by_history(
+        model,
+        ids,
+        right,
+        attempt,
+        model.config.mask_token_id,
+        attention_mask=torch.from_numpy(real.astype(np.int64)),
+        editable_mask=torch.from_numpy(editable),
+        batch_size=args.eval_batch_size,
+    )
 
 
 def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
