@@ -122,7 +122,7 @@ def _ask(rng: Random, value: int) -> Filled | None:
 
 def _missing(rng: Random, value: int) -> Filled | None:
     n = value + rng.randint(2, 12)
-    return {"n": n}, [(n, "-", value, n - value)], n - value
+    return None if n > LARGEST else ({"n": n}, [(n, "-", value, n - value)], n - value)
 
 
 def _together_more(rng: Random, value: int) -> Filled | None:
@@ -268,8 +268,9 @@ def _numbers(rng: Random, parts: tuple[Part, ...]) -> tuple[list[dict[str, int]]
         if filled is None:
             return None
         numbers, new, value = filled
-        if any(not 1 <= step[3] <= LARGEST for step in new) or max(numbers.values(), default=0) > LARGEST:
-            return None
+        for step in new:
+            if not 0 < step[3] <= LARGEST:
+                return None
         stated.append(numbers)
         steps += new
     return stated, steps
