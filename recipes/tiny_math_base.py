@@ -36,7 +36,7 @@ class TinyMathBaseArguments:
     """Arguments of this recipe, beside those of MaskedSFTArguments."""
 
     corpus_seed: int = field(default=0, metadata={"help": "Seed of the texts."})
-    sheet_share: float = field(default=0.6, metadata={"help": "Share of sheets of sums among the texts."})
+    sheet_share: float = field(default=0.75, metadata={"help": "Share of sheets of sums among the texts."})
     num_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
     intermediate_size: int = field(default=384, metadata={"help": "Width of its feed-forward layers."})
@@ -195,7 +195,7 @@ The test split of the word problems shares no sequence of sentences and no tuple
 
 ## Limits
 
-It knows {vocabulary} tokens: the words of the corpus and the numbers 0 to 60. Anything else is `<unk>`. It was never
+It knows {vocabulary} tokens: the words of the corpus and the numbers 0 to 30. Anything else is `<unk>`. It was never
 told to answer, so it solves few problems before fine-tuning, and it makes mistakes after it: that is what it is for.
 
 ## Licence

@@ -17,7 +17,7 @@ MAX_LENGTH = PROMPT_LENGTH + CANVAS_LENGTH
 
 def build_math_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Words, signs and the numbers 0 to 60 as single tokens; spaces are put back in decoding.
+    Words, signs and the numbers 0 to 30 as single tokens; spaces are put back in decoding.
 
     A number is one token because the corpus has no other numbers: its arithmetic is a table that a small model can
     learn, a text is short, and a slip is a wrong number rather than a broken one.
