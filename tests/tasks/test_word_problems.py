@@ -231,7 +231,7 @@ def test_the_published_base_knows_sums(tokenizer):
     assert (guess == ids[:, results[3]]).float().mean() > KNOWN_SUMS
 
 
-KNOWN_SUMS = 0.5
+KNOWN_SUMS = 0.7  # 0.88 of 300 on another sheet set
 
 
 # The recipe

@@ -27,7 +27,7 @@ def build_math_tokenizer() -> PreTrainedTokenizerFast:
         >>> text = "Anna has 12 pens. How many are left?\\n12 - 5 = 7\\n#### 7"
         >>> ids = tokenizer(text)["input_ids"]
         >>> len(ids), tokenizer.decode(ids) == text
-        (18, True)
+        (19, True)
     """
     numbers = [str(number) for number in range(LARGEST + 1)]
     entries = [PAD, EOS, MASK, UNKNOWN, *numbers, *vocabulary()]
