@@ -68,6 +68,13 @@ def test_texts_verdicts_and_counts() -> None:
     json.dumps(result.summary())
 
 
+def test_gold_completions_are_all_right_and_those_of_others_all_wrong() -> None:
+    gold = [sample.completion for sample in SAMPLES]
+    for texts, right in ((gold, 1.0), (gold[1:] + gold[:1], 0.0)):
+        texts_by_prompt = {sample.prompt: text for sample, text in zip(SAMPLES, texts, strict=True)}
+        assert run(model=WritingModel(texts_by_prompt, TOKENIZER, LENGTH)).accuracy.value == right
+
+
 def test_revision_is_seen() -> None:
     result = run(revision=True)
     assert [record.draft for record in result.records] == [row[2] for row in ROWS]
