@@ -27,6 +27,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
@@ -70,7 +71,7 @@ class ReflectiveLM(LM):
         adapter: An adapter to load into the model, by name or folder.
         batch_size: Rows at a time; requests of similar length share a batch.
         max_batch_size: Of no meaning here; lm-eval passes it.
-        device: Where to put a model that is loaded by name.
+        device: Where to put a model that is loaded by name; the CPU where a CUDA device is named and none is there.
         dtype: Of a model that is loaded by name.
         seed: With a document's number it makes that document's random numbers.
         max_new_tokens: Length of the canvas, whatever the task says; 256 where nobody says anything.
@@ -105,6 +106,8 @@ class ReflectiveLM(LM):
     ) -> None:
         super().__init__()
         self.rows = _batch_size(batch_size)
+        # lm-eval's shell leaves the word as it is; no setting has a value of that name.
+        decoding = {name: None if value in ("none", "None") else value for name, value in decoding.items()}
         unknown = sorted(set(decoding) - set(DEFAULTS))
         if unknown:
             raise ValueError(
@@ -113,7 +116,9 @@ class ReflectiveLM(LM):
             )
         if isinstance(pretrained, str):
             self.model = _load(pretrained, mask_token_id, dtype, trust_remote_code)
-            if device is not None:
+            if str(device).startswith("cuda") and not torch.cuda.is_available():
+                logger.warning(f"device is {device!r}, lm-eval's default, but there is none here: the CPU is used.")
+            elif device is not None:
                 self.model.to(device)
             tokenizer = pretrained if tokenizer is None else tokenizer
         else:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lm_eval
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from tiny_models import wrapped
 from tiny_text import WritingModel, character_tokenizer
@@ -163,7 +164,7 @@ def requests(*pairs: tuple[Any, ...], kind: Any = "generate_until", task: str = 
 
 def test_settings_given_here_win_and_a_task_fills_in_the_rest() -> None:
     model = wrapped(vocab_size=len(TOKENIZER))
-    lm = ReflectiveLM(model, TOKENIZER, steps=4, reveal="confidence", revise=None)
+    lm = ReflectiveLM(model, TOKENIZER, steps=4, reveal="confidence", revise="none")
     asked = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 9, "steps": 8}
     assert lm._settings(asked) == (9, {"steps": 4, "reveal": "confidence", "revise": None, "temperature": 0.0}, ["\n"])
     assert lm._settings({"until": "x", "do_sample": True, "top_p": 0.5}) == (
@@ -244,7 +245,8 @@ def test_a_model_by_name_with_an_adapter(tmp_path: Path) -> None:
     settings = {"steps": 4, "reveal": "confidence", "revise": None, "max_new_tokens": 8}
     plain = ReflectiveLM(model, TOKENIZER, **settings).generate_until(asked)
     by_name = ReflectiveLM.create_from_arg_string(
-        f"pretrained={tmp_path}/base,steps=4,reveal=confidence,revise=none,max_new_tokens=8", {"batch_size": 3}
+        f"pretrained={tmp_path}/base,steps=4,reveal=confidence,revise=none,max_new_tokens=8",
+        {"batch_size": 3, "device": None if torch.cuda.is_available() else "cuda:0"},  # the shell's default
     )
     assert by_name.rows == 3 and by_name.generate_until(asked) == plain
 
