@@ -37,13 +37,18 @@ class TinyMathBaseArguments:
 
     corpus_seed: int = field(default=0, metadata={"help": "Seed of the texts."})
     sheet_share: float = field(default=0.75, metadata={"help": "Share of sheets of sums among the texts."})
+    question_share: float = field(
+        default=0.3,
+        metadata={"help": "Share of the problems whose question is masked too; of the others the solution."},
+    )
     num_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
     intermediate_size: int = field(default=384, metadata={"help": "Width of its feed-forward layers."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sheet_share <= 1:
-            raise ValueError(f"`sheet_share` is {self.sheet_share!r}: pass a share from 0 to 1.")
+        for name in ("sheet_share", "question_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a share from 0 to 1.")
 
 
 def main() -> None:
@@ -73,7 +78,9 @@ class PackedTexts:
     def __init__(self, arguments: TinyMathBaseArguments, training: MaskedSFTArguments) -> None:
         batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
         self.count = training.max_steps * batch
-        self.windows, self.editable = pack(self.count, arguments.corpus_seed, arguments.sheet_share)
+        self.windows, self.editable = pack(
+            self.count, arguments.corpus_seed, arguments.sheet_share, arguments.question_share
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -85,10 +92,12 @@ class PackedTexts:
 _CHUNK = 4096
 
 
-def pack(count: int, seed: int, sheet_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """`count` windows of `MAX_LENGTH` tokens, and what may be masked there: all of a problem, the results of a sheet.
+def pack(count: int, seed: int, sheet_share: float, question_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `count` windows of `MAX_LENGTH` tokens, and what may be masked there.
 
-    A text that does not fit any more goes on in the next window.
+    Of a sheet its results, of some problems everything and of the others the solution. A text that does not fit any
+    more goes on in the next window.
     """
     tokenizer = build_math_tokenizer()
     equals = tokenizer.convert_tokens_to_ids("=")
@@ -101,12 +110,17 @@ def pack(count: int, seed: int, sheet_share: float) -> tuple[np.ndarray, np.ndar
         problems = generate_problems(_CHUNK - len(sheets), seed * _MANY + chunk, split="train")
         texts = [*sheets, *(problem.prompt + problem.completion for problem in problems)]
         encoded = tokenizer(texts)["input_ids"]
-        for which in np.random.default_rng([seed, chunk]).permutation(len(texts)):
+        questions = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+        draws = np.random.default_rng([seed, chunk])
+        whole = draws.random(len(problems)) < question_share
+        for which in draws.permutation(len(texts)):
             ids = np.array([*encoded[which], tokenizer.eos_token_id], dtype=np.int64)
+            number = which - len(sheets)
             # With an operand masked as well, a sum has many answers; nearly all of its lines would teach nothing.
             results = np.concatenate([[False], ids[:-1] == equals])
+            solution = np.arange(len(ids)) >= (0 if whole[number] else questions[number])
             stream.append(ids)
-            editable.append(results if which < len(sheets) else np.ones(len(ids), dtype=bool))
+            editable.append(results if number < 0 else solution)
             length += len(ids)
         chunk += 1
     shape = (count, MAX_LENGTH)
