@@ -115,15 +115,14 @@ class PostTrainingArguments:
     eval_samples: int | None = field(default=None, metadata={"help": "Held-out samples; all of them by default."})
     eval_batch_size: int = field(default=32, metadata={"help": "Samples decoded side by side."})
     eval_seed: int = field(default=20261122, metadata={"help": "Seed of sampling in evaluation."})
-    sft_decoding: dict[str, Any] | str = field(
-        default_factory=lambda: {"preset": "llada", "steps": 32},
-        metadata={"help": "Settings of generate_reflective for base and SFT."},
+    sft_decoding: str = field(
+        default='{"preset": "llada", "steps": 32}',
+        metadata={"help": "Settings of generate_reflective for base and SFT, as JSON."},
     )
-    rm_decoding: dict[str, Any] | str = field(
-        default_factory=lambda: {"reveal": "confidence", "steps": 24, "revise": "reflective", "max_steps": 32},
-        metadata={"help": "Settings of generate_reflective for RM."},
+    rm_decoding: str = field(
+        default='{"reveal": "confidence", "steps": 24, "revise": "reflective", "max_steps": 32}',
+        metadata={"help": "Settings of generate_reflective for RM, as JSON."},
     )
-
     curve_forwards: list[int] = field(
         default_factory=list, metadata={"help": "Budgets for the curve of accuracy against forwards; none by default."}
     )
@@ -135,9 +134,6 @@ class PostTrainingArguments:
     replay_samples: int = field(default=12, metadata={"help": "Trajectories shown in an HTML page."})
 
     def __post_init__(self) -> None:
-        for name in ("sft_decoding", "rm_decoding"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, json.loads(getattr(self, name)))
         unknown = [name for name in self.systems if name not in SYSTEMS]
         if unknown or not self.systems:
             raise ValueError(f"`systems` is {self.systems}: pass any of {', '.join(SYSTEMS)}.")
@@ -152,9 +148,8 @@ class PostTrainingArguments:
 
     def decoding(self, trainer: str | None) -> dict[str, Any]:
         """The settings for systems of this trainer."""
-        settings = self.rm_decoding if trainer == "rm" else self.sft_decoding
-        assert isinstance(settings, dict)  # made so above
-        return dict(settings)
+        settings: Any = self.rm_decoding if trainer == "rm" else self.sft_decoding
+        return dict(json.loads(settings) if isinstance(settings, str) else settings)  # a YAML file may hold a dict
 
 
 @dataclass(frozen=True)

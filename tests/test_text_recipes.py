@@ -1,0 +1,155 @@
+"""The text recipes as a user launches them: files of the published schemas, a network of a few thousand weights."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_text import character_tokenizer
+
+from hf_rm import RMTrainingArguments
+from hf_rm.evaluation.sandbox import sandbox_available
+from hf_rm.families_rm import LLaDAModelLM
+from hf_rm.llada import LLaDAConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml"))
+SMALL = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "horizon": 8,
+    "max_length": 400,
+    "completion_length": 48,
+    "eval_samples": 4,
+    "recall_samples": 4,
+    "replay_samples": 2,
+    "top_k": 5,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "sft_decoding": '{"preset": "llada", "steps": 4}',
+    "rm_decoding": '{"reveal": "confidence", "steps": 3, "max_steps": 4}',
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A LLaDA that reads characters."""
+    folder, tokenizer = tmp_path_factory.mktemp("characters"), character_tokenizer(pad_token="[END]")
+    torch.manual_seed(0)
+    config = LLaDAConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    LLaDAModelLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def launch(recipe: str, base: Path, folder: Path, *flags: str, **settings) -> str:
+    """The recipe's printed lines; its records lie in `folder`."""
+    values = {**SMALL, "base": base, "output_dir": folder, **settings}
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *words, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_math_on_gsm8k(tmp_path, base):
+    rows = [{"question": f"{i} + {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(40)]
+    data = write(tmp_path / "train.jsonl", rows)
+    config = tmp_path / "small.yaml"
+    config.write_text("systems: [base, sft, rm]\nprobe: masked\n")
+    shown = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
+    assert "gsm8k, seed 0" in shown and "Re-mask recall" in shown
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert [(row["system"], row["samples"]) for row in records["systems"]] == [("base", 4), ("sft", 4), ("rm", 4)]
+    again = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
+    assert "train_runtime" in shown and "train_runtime" not in again
+
+
+@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+def test_mbpp(tmp_path, base):
+    rows = [
+        {
+            "task_id": i,
+            "text": f"Add {i}.",
+            "code": f"def f{i}(x):\n  return x+{i}",
+            "test_list": [f"assert f{i}(1) == {i + 1}"],
+        }
+        for i in range(1, 11)
+    ]
+    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", train_data=write(tmp_path / "mbpp.jsonl", rows))
+    assert "mbpp, seed 0" in shown
+    [record] = json.loads((tmp_path / "out" / "records.json").read_text())["systems"]
+    assert record["samples"] == 4
+
+
+def test_arc(tmp_path, base):
+    rows = [
+        {
+            "id": str(i),
+            "question": f"{i} + 1?",
+            "choices": {"text": [str(i), str(i + 1)], "label": ["A", "B"]},
+            "answerKey": "B",
+        }
+        for i in range(12)
+    ]
+    data = {
+        "train_data": write(tmp_path / "train.jsonl", rows[:8]),
+        "test_data": write(tmp_path / "test.jsonl", rows[6:]),
+    }
+    shown = launch("arc", base, tmp_path / "out", "--systems", "base", "sft", "rm", completion_length=6, **data)
+    assert "Multiple choice by likelihood" in shown and "rm, seed 0" in shown
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert {name: len(row) for name, row in records.items()} == {"base, seed 0": 4, "sft, seed 0": 4, "rm, seed 0": 4}
+
+
+def arguments_of(recipe: str) -> tuple[type, ...]:
+    """The dataclasses that a recipe parses, by its own words."""
+    path, name = list(sys.path), f"{recipe}_recipe"
+    specification = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{recipe}.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    sys.path[:] = path
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == name]
+    return next(kind for kind in own if kind.__name__.endswith("Arguments")), RMTrainingArguments
+
+
+@pytest.mark.parametrize(
+    "config",
+    [path for path in CONFIGS if path.stem.split("-")[0] in ("math", "gsm8k", "mbpp", "arc")],
+    ids=lambda path: path.stem,
+)
+def test_configurations_are_what_their_first_lines_say(config, monkeypatch):
+    from trl import TrlParser
+
+    command = config.read_text().splitlines()[1]
+    recipe = command.split("recipes/")[-1 if command.count("recipes/") == 1 else -2].split(".py")[0]
+    monkeypatch.setattr(RMTrainingArguments, "__post_init__", lambda self: None)  # bf16 needs a GPU at hand
+    arguments, training = TrlParser(arguments_of(recipe)).parse_args_and_config(["--config", str(config)])
+    assert training.output_dir == f"outputs/{config.stem}"
+    assert training.max_steps > 0
+    reveals, most = arguments.decoding("rm")["steps"], arguments.decoding("rm")["max_steps"]
+    assert reveals < most == arguments.decoding("sft")["steps"], "equal forwards"
