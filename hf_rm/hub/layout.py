@@ -238,8 +238,9 @@ def _check_own_parts(wrapper: Any, base_model: str | None, tensors: dict[str, An
     """A ValueError where parts of the wrapper's own would be stored neither in the base nor in the adapter."""
     if wrapper.config.name_or_path or base_model:  # a saved wrapper
         return
-    for part in ("position_group_embeddings", "stream"):
-        if getattr(wrapper, part, None) is not None and not any(f".{part}." in key for key in tensors):
+    for part, weight in (("position_group_embeddings", "weight"), ("stream", "confidence.weight")):
+        stored = any(key.endswith(f"{part}.{weight}") for key in tensors)
+        if getattr(wrapper, part, None) is not None and not stored:
             raise ValueError(
                 f"The wrapper has a `{part}` of its own, which its backbone does not hold: save the full model once "
                 "(save_for_hub), load it again and train the adapter on that; or train it whole with the adapter "
