@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .generation_rm import ReflectiveGenerationMixin as ReflectiveGenerationMixin
     from .history import HistorySegments as HistorySegments
     from .history import HistoryState as HistoryState
+    from .training import RemaskSFTArguments as RemaskSFTArguments
+    from .training import RemaskSFTTrainer as RemaskSFTTrainer
     from .training import RMTrainer as RMTrainer
     from .training import RMTrainingArguments as RMTrainingArguments
 
@@ -40,6 +42,8 @@ _LAZY = {
     "RMDataCollator": "corruption",
     "RMTrainer": "training",
     "RMTrainingArguments": "training",
+    "RemaskSFTArguments": "training",
+    "RemaskSFTTrainer": "training",
 }
 __all__ = [
     "LLaDAConfig",

@@ -11,7 +11,7 @@ from tiny_families import EOS, HEADS, MASK, VOCABULARY, WIDTH, llada_config
 from tiny_models import llama
 from torch import Tensor
 
-from hf_rm import RemeDiForMaskedDiffusion
+from hf_rm import RemaskSFTArguments, RemaskSFTTrainer, RemeDiForMaskedDiffusion
 
 RELEASED_LAYERS, RELEASED_BLOCKS = 32, [0, 10, 20, 30]
 INNER = 24
@@ -105,3 +105,30 @@ def answer_blocks(editable: Tensor, real: Tensor, block_length: int) -> Tensor:
                 mine, theirs = (max(p // block_length, -1) for p in (place[i], place[j]))
                 allowed[b, i, j] = bool(real[b, j]) and theirs <= mine
     return allowed
+
+
+def rows(count: int = 48) -> list[dict[str, Any]]:
+    """Rows of 6 to 9 tokens, the first two a prompt."""
+    random = torch.Generator().manual_seed(0)
+    lengths = torch.randint(6, 10, (count,), generator=random).tolist()
+    tokens = [torch.randint(1, 11, (length,), generator=random).tolist() for length in lengths]
+    return [{"input_ids": ids, "editable_mask": [i > 1 for i in range(len(ids))]} for ids in tokens]
+
+
+def sft_trainer(folder: str | Path, model: Any = None, train_dataset: Any = None, **settings: Any) -> RemaskSFTTrainer:
+    """A trainer of a tiny model; extra arguments are its settings, or `peft_config` and `proposal`."""
+    more = {name: settings.pop(name) for name in ("peft_config", "proposal", "eval_dataset") if name in settings}
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "backbone_learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+    }
+    args = RemaskSFTArguments(str(folder), **{**defaults, **settings})
+    model = tiny_remedi(talkative=False) if model is None else model
+    return RemaskSFTTrainer(model, args, train_dataset=rows() if train_dataset is None else train_dataset, **more)
