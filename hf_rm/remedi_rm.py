@@ -153,7 +153,7 @@ class PolicyStream(nn.Module):
         self.blocks = nn.ModuleList(_copy_of(layers[n], len(layers) + k) for k, n in enumerate(policy_layers))
         like = [{"dtype": backbone.dtype, "device": next(layers[n].parameters()).device} for n in policy_layers]
         self.linears = nn.ModuleList(Exchange(width, width, **where) for where in like)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps, **where) for where in like)
+        self.rmsnorms = nn.ModuleList(nn.RMSNorm(width, eps, **where) for where in like)
         self.norm = nn.RMSNorm(width, eps, **like[-1])
         self.confidence = nn.Linear(width, 1, **like[-1])
         for number in policy_layers:
@@ -187,7 +187,7 @@ class _Pass:
         seen = x if self.hidden is None else x + self.hidden.to(x.device)
         result = self.stream.blocks[place](seen, *args, **kwargs)
         self.hidden = result[0] if isinstance(result, tuple) else result
-        x = x + self.stream.linears[place](self.stream.norms[place](self.hidden)).to(x.device)
+        x = x + self.stream.linears[place](self.stream.rmsnorms[place](self.hidden)).to(x.device)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     def confidence(self) -> Tensor:
@@ -312,7 +312,7 @@ def register_remedi_conversions() -> None:
     stream = {rf"^model\.blocks_upm\.(\d+)\.{name}\.": rf"stream.blocks.\1.{to}" for name, to in inner.items()}
     ends = {
         r"^model\.backprop_linears\.": "stream.linears.",
-        r"^model\.backprop_norms\.": "stream.norms.",
+        r"^model\.backprop_norms\.": "stream.rmsnorms.",
         r"^model\.ln_f_upm\.": "stream.norm.",
         r"^model\.linear_confidence\.": "stream.confidence.",
     }
