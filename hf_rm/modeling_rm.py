@@ -15,7 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +40,7 @@ from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
-from .vocabulary_rm import reserved_beside
+from .vocabulary_rm import reserved_token_ids, tokenizer_beside
 
 
 @dataclass
@@ -134,24 +134,26 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
-        loading = backbone_kwargs or {}
         where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
-            where = loading
+            where = backbone_kwargs or {}
             backbone = load_backbone(backbone, **where)
+        tokenizer = cache(partial(tokenizer_beside, backbone, where))  # read once, and only where it is asked for
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
         if "suppressed_token_ids" not in config_kwargs:
             known = None if family is None else family.suppressed_token_ids(backbone.config.vocab_size)
-            config_kwargs["suppressed_token_ids"] = known or reserved_beside(backbone, where)
+            config_kwargs["suppressed_token_ids"] = known or reserved_token_ids(
+                tokenizer(), backbone.config.get_text_config().vocab_size
+            )
         config = cls.config_class(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
-            mask_token_id=find_mask_token_id(backbone) if mask_token_id is None else mask_token_id,
+            mask_token_id=find_mask_token_id(backbone, tokenizer) if mask_token_id is None else mask_token_id,
             backbone_name=backbone.name_or_path or None,
-            backbone_revision=commit_of(backbone.name_or_path, loading.get("revision"), loading.get("cache_dir")),
+            backbone_revision=commit_of(backbone.name_or_path, where.get("revision"), where.get("cache_dir")),
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)

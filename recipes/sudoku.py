@@ -50,6 +50,7 @@ from hf_rm.tasks.sudoku.report import (
     recall_table,
     results_table,
 )
+from hf_rm.training.stages import claim_folder, write_json
 from hf_rm.visualize import Replay, write_html
 
 
@@ -123,7 +124,7 @@ def train_and_evaluate(
     args.output_dir, args.seed = str(folder), seed
     args.law, pool = law.removesuffix("+pool"), law.endswith("+pool")
     args.pool_fraction = training.pool_fraction if pool else 0.0
-    claim_folder(folder, arguments, args)
+    claim_folder(folder, run_settings(arguments, args))
     results = folder / f"results_{arguments.eval_source}_{arguments.eval_seed}_{arguments.eval_boards}.json"
     if results.exists():
         print(f"finished before: {results} (delete {folder} to train again)")
@@ -164,21 +165,10 @@ _RECIPE_SETTINGS = (
 )
 
 
-def claim_folder(folder: Path, arguments: SudokuArguments, args: RMTrainingArguments) -> None:
-    """Note the run's settings in its folder, and refuse a folder that holds a run with others."""
+def run_settings(arguments: SudokuArguments, args: RMTrainingArguments) -> dict[str, Any]:
+    """What the trained weights depend on."""
     settings = {name: getattr(args, name) for name in _TRAINING_SETTINGS}
-    settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
-    path = folder / "settings.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
-    known = json.loads(path.read_text())
-    differing = [f"{name} is {known[name]} there and {v} here" for name, v in settings.items() if known[name] != v]
-    if differing:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(differing)}. Pass another --output_dir or delete it."
-        )
+    return settings | {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
 
 
 def train(
@@ -319,13 +309,6 @@ def report(arguments: SudokuArguments, records: list[Record], folder: Path) -> N
     for record in records:
         if "replay_page" in record:
             console.print(f"replay of {record['name']}: {record['replay_page']}", soft_wrap=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside, then rename: an interrupted run leaves no half file."""
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(value, indent=2))
-    staged.replace(path)
 
 
 if __name__ == "__main__":

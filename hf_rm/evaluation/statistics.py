@@ -127,3 +127,50 @@ def paired_difference_interval(a: Any, b: Any, confidence: float = 0.95) -> Inte
     if left.shape != right.shape:
         raise ValueError(f"a has {len(left)} items and b {len(right)}; pass the same items in the same order.")
     return mean_interval(left - right, confidence)
+
+
+def paired_bootstrap(a: Any, b: Any, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95) -> Interval:
+    """Estimate the mean of ``a - b`` on the same items by resampling the items (percentile bootstrap).
+
+    It assumes nothing about the differences' shape, which [`paired_difference_interval`] takes to be near normal; for
+    some hundred right and wrong answers the two agree to the third digit.
+
+    Args:
+        a: One number an item (booleans count as 0 and 1), shape (n,).
+        b: The same items in the same order, shape (n,).
+        seed: Of the resampling.
+        resamples: How many resamples; their quantiles are the interval's ends.
+        confidence: Coverage.
+
+    Returns:
+        The mean difference and its interval.
+
+    Raises:
+        ValueError: If the lengths differ, an argument is not one-dimensional, `resamples` is below 1 or `confidence`
+            outside (0, 1).
+
+    Example:
+        >>> difference = paired_bootstrap([True] * 6 + [False] * 4, [True] * 3 + [False] * 7, seed=1)
+        >>> round(difference.value, 1), difference.low >= 0
+        (0.3, True)
+    """
+    _quantile(confidence)
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+        raise ValueError(f"resamples is {resamples!r}; pass an integer of at least 1, such as 10000.")
+    left, right = _values(a, "a"), _values(b, "b")
+    if left.shape != right.shape:
+        raise ValueError(f"a has {len(left)} items and b {len(right)}; pass the same items in the same order.")
+    differences = left - right
+    if len(differences) == 0:
+        return _NOTHING
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [  # in parts: all indices at once would take a gigabyte for ten thousand items
+            differences[generator.integers(len(differences), size=(part, len(differences)))].mean(axis=1)
+            for part in [100] * (resamples // 100) + [resamples % 100]
+            if part
+        ]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = float(differences.mean())
+    return Interval(value, min(float(low), value), max(float(high), value), len(differences))

@@ -1,6 +1,7 @@
 """Every family: the published arithmetic through the wrapper, the facts of the table, and what is refused."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from tiny_families import FAMILIES_UNDER_TEST, HEAD_WIDTH, HEADS, LAYERS, MASK, 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from hf_rm import RMConfig, RMForMaskedDiffusion
 from hf_rm.families_rm import FAMILIES, family_of, find_mask_token_id, load_backbone
 from hf_rm.llada import CONFIGS
+from hf_rm.vocabulary_rm import find_tokenizer
 
 
 def batch(length: int = 9) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,19 +217,33 @@ def tokenizer_with_mask(folder: Path, mask: str | None) -> None:
 
 
 def test_the_mask_id_of_config_then_tokenizer_then_family(tmp_path: Path) -> None:
+    def found(folder: Path) -> int | None:
+        return find_mask_token_id(load_backbone(str(folder)), partial(find_tokenizer, str(folder)))
+
     dream = write("dream", tmp_path / "dream")
     tokenizer_with_mask(dream, "w9")
-    assert find_mask_token_id(load_backbone(str(dream))) == MASK  # the config's
+    assert found(dream) == MASK  # the config's
     llada2 = write("llada2", tmp_path / "llada2")
-    assert find_mask_token_id(load_backbone(str(llada2))) == 156895  # the family's
+    assert found(llada2) == 156895  # the family's
     tokenizer_with_mask(llada2, None)
-    assert find_mask_token_id(load_backbone(str(llada2))) == 156895
+    assert found(llada2) == 156895
     tokenizer_with_mask(llada2, "w11")
-    assert find_mask_token_id(load_backbone(str(llada2))) == 11
+    assert found(llada2) == 11
     model = RMForMaskedDiffusion.from_backbone(str(llada2), probe=False)
     assert model.config.mask_token_id == 11
-    bert = load_backbone(str(write("bert", tmp_path / "bert")))
-    assert find_mask_token_id(bert) is None
+    assert found(write("bert", tmp_path / "bert")) is None
+
+
+def test_the_tokenizer_is_read_once_and_from_where_the_weights_came(tmp_path, monkeypatch) -> None:
+    folder, calls = write("llada2", tmp_path / "llada2"), []
+    tokenizer_with_mask(folder, "w11")
+    read = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: calls.append(k) or read(*a, **k))
+    where = {"cache_dir": str(tmp_path / "cache"), "token": "hf_test"}
+    model = RMForMaskedDiffusion.from_backbone(str(folder), probe=False, backbone_kwargs=where)
+    assert model.config.mask_token_id == 11
+    assert len(calls) == 1
+    assert where.items() <= calls[0].items()
 
 
 def test_a_family_s_mask_outside_a_small_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import torchrun
 from tiny_models import wrapped
 from tiny_training import tiny_model, tiny_rows
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -130,8 +131,7 @@ def one_process(tmp_path_factory) -> dict[str, bytes]:
 
 
 def test_two_processes_write_what_one_does(tmp_path, one_process):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531")
-    run(tmp_path, launcher=launcher)
+    run(tmp_path, launcher=torchrun())
     assert files(tmp_path) == one_process
 
 

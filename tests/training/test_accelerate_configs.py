@@ -1,7 +1,6 @@
 """recipes/accelerate: what accelerate's launcher makes of every file, and two processes where a CPU can run them."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from launching import free_port
 from safetensors.torch import load_file
 from tiny_training import tiny_model, tiny_rows
 
@@ -34,12 +34,6 @@ def launched(name: str, *flags: str):
     """The launcher's arguments once it has read the file."""
     line = ["--config_file", str(FOLDER / f"{name}.yaml"), *flags, "script.py"]
     return _validate_launch_command(launch_command_parser().parse_args(line))[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_these_are_the_files():

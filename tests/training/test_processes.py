@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import torchrun
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("script.py")
@@ -41,8 +42,7 @@ def weights(folder: Path) -> dict:
 @pytest.mark.parametrize("chunk", [0, 5])  # the one process never reads its scores in chunks
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk):
     steps = {"max_steps": 4}
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
-    run(tmp_path / "two", {**steps, "per_device_train_batch_size": 4, "loss_chunk_rows": chunk}, launcher=torchrun)
+    run(tmp_path / "two", {**steps, "per_device_train_batch_size": 4, "loss_chunk_rows": chunk}, launcher=torchrun())
     run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8})
     for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)

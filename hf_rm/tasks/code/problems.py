@@ -79,7 +79,8 @@ def _used(tree: ast.Module) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-def _mbpp(where: str, record: dict[str, Any]) -> CodeProblem:
+def mbpp_problem(where: str, record: dict[str, Any]) -> CodeProblem:
+    """One MBPP record as a problem; `where` it is, for messages."""
     solution = _unix(column(record, where, "code"))
     listed = column(record, where, "test_list")
     setup = [_unix(record.get("test_setup_code") or ""), "\n".join(record.get("test_imports") or [])]
@@ -113,10 +114,11 @@ def read_mbpp(path: str | Path) -> list[CodeProblem]:
         ...     read_mbpp(file.name)[0].entry_points
         ('d',)
     """
-    return [_mbpp(where, record) for where, record in read_records(path)]
+    return [mbpp_problem(where, record) for where, record in read_records(path)]
 
 
-def _humaneval(where: str, record: dict[str, Any]) -> CodeProblem:
+def humaneval_problem(where: str, record: dict[str, Any]) -> CodeProblem:
+    """One HumanEval record as a problem; `where` it is, for messages."""
     prompt = _unix(column(record, where, "prompt"))
     entry_point = str(column(record, where, "entry_point"))
     solution = prompt + _unix(column(record, where, "canonical_solution"))
@@ -151,7 +153,7 @@ def read_humaneval(path: str | Path) -> list[CodeProblem]:
         ...     read_humaneval(file.name)[0].prompt
         'def d(x):\\n'
     """
-    return [_humaneval(where, record) for where, record in read_records(path)]
+    return [humaneval_problem(where, record) for where, record in read_records(path)]
 
 
 def split_problems(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,9 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
+from ...evaluation.history_recall import recall_by_history as history_recall
 from ...evaluation.statistics import Interval, paired_difference_interval, wilson_interval
 from ...generation_rm import ReflectiveTrajectory
-from ...generation_rules_rm import remask_advantage
-from ...history import HistorySegments
 from .boards import MASK_ID, BoardArray, is_valid
 from .ceiling import CeilingTable
 from .metrics import remask_recall_by_history, sudoku_metrics
@@ -137,70 +135,22 @@ def revise_boards(
     return SudokuRun(initial, states[-1], target, states, actions, num_steps, converged, seconds)
 
 
-@torch.no_grad()
 def recall_by_history(
     model: Any, initial: BoardArray, target: BoardArray, seed: int = 0, batch_size: int = 250
 ) -> dict[str, dict[str, float]]:
     """
-    How often one step re-masks a wrong cell, by the history that it is given: same boards, same errors, other pasts.
-
-    `since_start` w w w w, `revealed_once` M w, `second_attempt` w' M w; every other cell kept its digit. A model
-    without history cannot tell the three apart, so its recall is the same in each: that is what the others are
-    held against.
+    How often one step re-masks a wrong cell, by the past that it is given; see `hf_rm.evaluation.recall_by_history`.
 
     Args:
         model ([`RMForMaskedDiffusion`]): the model.
         initial, target (`(B, 81)` uint8): corrupted boards and the originals.
-        seed (`int`): of the first attempts w'.
-
-    Returns:
-        For each class `recall` of wrong cells with its 95 % Wilson interval `low` and `high`, their `count`, and
-        `false_alarms`, the share of right cells re-masked in the same step.
+        seed (`int`): of the first attempts, any of the eight wrong digits.
+        batch_size (`int`): boards at a time.
     """
     rng = np.random.default_rng(seed)
-    first = (target + rng.integers(1, 9, target.shape, dtype=np.uint8) - 1) % 9 + 1  # a wrong digit, any of the eight
-    tallies = {name: np.zeros(4, dtype=np.int64) for name in _PASTS}
-    model.eval()
-    for start in range(0, len(initial), batch_size):
-        rows = slice(start, start + batch_size)
-        state, right, attempt = (
-            torch.from_numpy(board[rows].astype(np.int64)).to(model.device) for board in (initial, target, first)
-        )
-        wrong = state != right
-        for name, past in _PASTS.items():
-            segments = _past_of_wrong_cells(state, attempt, wrong, past)
-            remasked = remask_advantage(state, model(state, history=segments).logits, MASK_ID) > 0
-            counts = (remasked & wrong).sum(), wrong.sum(), (remasked & ~wrong).sum(), (~wrong).sum()
-            tallies[name] += np.array([int(count) for count in counts])
-    return {name: _tally(*counts.tolist()) for name, counts in tallies.items()}
-
-
-_PASTS = {
-    "since_start": (3, "state", "state", 1),
-    "revealed_once": (1, "mask", "mask", 1),
-    "second_attempt": (2, "attempt", "mask", 2),
-}
-"""Steps before the current one, the two runs of a wrong cell in them, and the lag at which the second begins."""
-
-
-def _past_of_wrong_cells(
-    state: torch.Tensor, attempt: torch.Tensor, wrong: torch.Tensor, past: tuple[int, str, str, int]
-) -> HistorySegments:
-    steps, older, newer, change = past
-    tokens = {"state": state, "attempt": attempt, "mask": torch.full_like(state, MASK_ID)}
-    ids = torch.stack([torch.where(wrong, tokens[run], state) for run in (older, newer)], dim=-1)
-    bounds = torch.where(wrong, change, 1)
-    return HistorySegments(
-        ids, torch.stack((torch.full_like(state, steps + 1), bounds, torch.ones_like(state)), dim=-1)
-    )
-
-
-def _tally(hits: int, wrong: int, alarms: int, right: int) -> dict[str, float]:
-    recall = wilson_interval(hits, wrong)
-    alarm_rate = alarms / right if right else math.nan
-    return {
-        "recall": recall.value, "low": recall.low, "high": recall.high, "count": wrong, "false_alarms": alarm_rate
-    }  # fmt: skip
+    first = (target + rng.integers(1, 9, target.shape, dtype=np.uint8) - 1) % 9 + 1
+    state, right, attempt = (torch.from_numpy(board.astype(np.int64)) for board in (initial, target, first))
+    return history_recall(model, state, right, attempt, MASK_ID, batch_size=batch_size)
 
 
 def _join(

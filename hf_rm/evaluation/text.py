@@ -1,0 +1,666 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""
+The built-in evaluator of text: decode every sample, grade it, keep what happened in a file that can be continued.
+
+A sample's text depends on the model, the decoding, the seed and the sample's own key, and on nothing else: its random
+numbers are its own, padding is invisible. What remains is rounding: matrix products of another shape may differ in
+their last bits, and an argmax between two nearly equal tokens then falls the other way. So a continued run forms the
+same batches as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..generation_canvas_rm import check_length
+from ..generation_config_rm import DEFAULTS, ReflectiveGenerationConfig
+from ..tasks.text import TextSample, decoded, prompt_ids
+from .revision import revision_metrics
+from .statistics import Interval, mean_interval, paired_bootstrap, paired_difference_interval, wilson_interval
+
+RECORDS_FILE = "samples.jsonl"
+Settings = ReflectiveGenerationConfig | Mapping[str, Any] | None
+Grade = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """What one sample came to.
+
+    Attributes:
+        key: The sample's.
+        group: The sample's.
+        completion: The text up to the first end token.
+        correct: The grader's verdict.
+        forwards: Forward passes.
+        remasks: How often a token was taken back to the mask.
+        edits: How often a token was replaced outright.
+        converged: Whether decoding ended because nothing was left to do, rather than at a limit.
+        ids: The final canvas.
+        too_long: The sample does not fit into the model's context; it was not decoded, and counts as wrong.
+        draft: With `revision=True` the text at the first complete draft, None where there was none.
+        draft_correct: The grader's verdict on it.
+        draft_forwards: Forward passes up to it.
+        taken_back: Positions where a token was taken back, and those of them where the same token came back.
+        reference: Against the sample's own completion: tokens taken back that were wrong, tokens taken back, mistakes,
+            positions where a wrong token came back, positions where one was taken back. None without a reference.
+
+    Example:
+        >>> TextRecord("1", "", "#### 5", True, 8, 0, 0, True, (3, 4)).too_long
+        False
+    """
+
+    key: str
+    group: str
+    completion: str
+    correct: bool
+    forwards: int
+    remasks: int
+    edits: int
+    converged: bool
+    ids: tuple[int, ...]
+    too_long: bool = False
+    draft: str | None = None
+    draft_correct: bool | None = None
+    draft_forwards: int | None = None
+    taken_back: tuple[int, int] | None = None
+    reference: tuple[int, int, int, int, int] | None = None
+
+
+class RevisionSeen(NamedTuple):
+    """What revision did to the answers. Every rate says how many observations it rests on.
+
+    Attributes:
+        draft_accuracy: Share of right answers at the first complete draft.
+        to_right: Of the answers with a complete draft, the share that was wrong in it and is right at the end.
+        to_wrong: The share that was right in it and is wrong at the end.
+        remasks: Tokens taken back a sample.
+        replays: Of the positions where a token was taken back, the share where the same token came back.
+        precision: Of the tokens taken back, the share that differed from the reference completion.
+        recall: Of the tokens that differed from it, the share taken back.
+        replay_mistake: Of the positions where such a token was taken back, the share where it came back.
+
+    Example:
+        >>> evaluation.revision.to_right.value  # doctest: +SKIP
+        0.042
+    """
+
+    draft_accuracy: Interval
+    to_right: Interval
+    to_wrong: Interval
+    remasks: Interval
+    replays: Interval
+    precision: Interval
+    recall: Interval
+    replay_mistake: Interval
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """The result of [`evaluate_text`], in the order of the samples.
+
+    Attributes:
+        name: What tables call it.
+        records: One a sample.
+        decoding: The settings that it was decoded with.
+        seed: The seed.
+
+    Example:
+        >>> one = TextRecord("1", "", "#### 5", True, 8, 0, 0, True, ())
+        >>> TextEvaluation("sft", (one,), {}, 0).accuracy.value
+        1.0
+    """
+
+    name: str
+    records: tuple[TextRecord, ...]
+    decoding: dict[str, Any]
+    seed: int
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(n,) the verdicts."""
+        return np.array([record.correct for record in self.records], dtype=bool)
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of right answers with Wilson's interval."""
+        return wilson_interval(int(self.correct.sum()), len(self.records))
+
+    @property
+    def forwards(self) -> Interval:
+        """Forward passes a sample; those that were too long took none and are left out."""
+        return mean_interval([record.forwards for record in self.records if not record.too_long])
+
+    @property
+    def too_long(self) -> tuple[str, ...]:
+        """Keys of the samples that do not fit into the model's context."""
+        return tuple(record.key for record in self.records if record.too_long)
+
+    def by_group(self) -> dict[str, Interval]:
+        """Accuracy within each group, in the order of the groups' names (numbers by value)."""
+        verdicts: dict[str, list[bool]] = {}
+        for record in self.records:
+            verdicts.setdefault(record.group, []).append(record.correct)
+        order = sorted(verdicts, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        return {name: wilson_interval(sum(verdicts[name]), len(verdicts[name])) for name in order}
+
+    @property
+    def revision(self) -> RevisionSeen | None:
+        """What revision did; None for a run without `revision=True`."""
+        if not any(record.taken_back for record in self.records):
+            return None
+        drafts = [record for record in self.records if record.draft_correct is not None]
+        returned = _sums([record.taken_back for record in self.records], 2)
+        against = _sums([record.reference for record in self.records], 5)
+        share = lambda test: wilson_interval(sum(map(test, drafts)), len(drafts))  # noqa: E731
+        return RevisionSeen(
+            share(lambda record: record.draft_correct),
+            share(lambda record: not record.draft_correct and record.correct),
+            share(lambda record: record.draft_correct and not record.correct),
+            mean_interval([record.remasks + record.edits for record in self.records if not record.too_long]),
+            wilson_interval(returned[1], returned[0]),
+            wilson_interval(against[0], against[1]),
+            wilson_interval(against[0], against[2]),
+            wilson_interval(against[3], against[4]),
+        )
+
+    def minus(self, other: TextEvaluation, method: str = "bootstrap", seed: int = 0) -> Interval:
+        """
+        The difference in accuracy to another system on the same samples.
+
+        Args:
+            other: Its evaluation.
+            method: ``"bootstrap"`` resamples the samples, ``"normal"`` is the closed form.
+            seed: Of the resampling.
+
+        Returns:
+            This accuracy less the other's, with its interval.
+
+        Raises:
+            ValueError: For other samples, or an unknown method.
+        """
+        if method not in ("bootstrap", "normal"):
+            raise ValueError(f"method is {method!r}; pass 'bootstrap' or 'normal'.")
+        verdicts = {record.key: record.correct for record in other.records}
+        keys = [record.key for record in self.records]
+        if set(keys) != set(verdicts):
+            raise ValueError(f"{self.name!r} and {other.name!r} were evaluated on different samples; pass the same.")
+        theirs = [verdicts[key] for key in keys]
+        if method == "normal":
+            return paired_difference_interval(self.correct, theirs)
+        return paired_bootstrap(self.correct, theirs, seed)
+
+    def summary(self) -> dict[str, Any]:
+        """All that is reported, as a JSON-ready dict: estimates, and their ends under ``_low`` and ``_high``."""
+        found: dict[str, Any] = {"name": self.name, "seed": self.seed, "samples": len(self.records)}
+        found |= _flat("accuracy", self.accuracy) | _flat("forwards", self.forwards)
+        found["too_long"] = len(self.too_long)
+        found["not_converged"] = sum(not record.converged for record in self.records if not record.too_long)
+        found["by_group"] = {name: _flat("accuracy", rate) for name, rate in self.by_group().items()}
+        if self.revision is not None:
+            found["revision"] = {}
+            for name, interval in self.revision._asdict().items():
+                found["revision"] |= _flat(name, interval)
+        return found
+
+
+def _flat(name: str, interval: Interval) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_count"), interval, strict=True))
+
+
+def _sums(rows: Sequence[tuple[int, ...] | None], width: int) -> list[int]:
+    return np.array([row for row in rows if row is not None], dtype=np.int64).reshape(-1, width).sum(axis=0).tolist()
+
+
+def evaluate_text(
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[TextSample],
+    grade: Grade,
+    decoding: Settings = None,
+    *,
+    completion_length: int,
+    batch_size: int = 32,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    name: str = "",
+    revision: bool = False,
+    batched_grade: bool = False,
+    progress_bar: bool = False,
+) -> TextEvaluation:
+    """
+    Decode and grade samples.
+
+    Args:
+        model: Anything with `generate_reflective`.
+        tokenizer: Its tokenizer.
+        samples: What to answer; a sample that does not fit into the model's context counts as wrong and is named.
+        grade: ``grade(sample, text) -> bool``. With `batched_grade` it gets lists and returns a list.
+        decoding: Settings of [`ReflectiveGenerationConfig`], over the model's own generation config.
+        completion_length: Length of the canvas of masks behind each prompt.
+        batch_size: Samples at a time; prompts of similar length share a batch.
+        seed: With a sample's key it makes that sample's random numbers.
+        folder: Where `samples.jsonl` is kept. A run that was stopped goes on with the samples that are missing, one
+            that is complete is read back; neither the model nor the grader runs twice on a sample.
+        name: What tables call it.
+        revision: Record trajectories and grade the first complete draft too; see [`RevisionSeen`].
+        batched_grade: Whether `grade` takes a whole batch.
+        progress_bar: Show the samples done.
+
+    Returns:
+        A [`TextEvaluation`].
+
+    Raises:
+        ValueError: For no samples, two of one key, samples that are all too long, settings that cannot work, or a
+            folder that holds the records of another model, decoding, seed, grader or other samples.
+
+    Example:
+        >>> result = evaluate_text(model, tokenizer, samples, lambda s, text: s.answer in text,
+        ...                        {"steps": 32, "reveal": "confidence"}, completion_length=64)  # doctest: +SKIP
+        >>> result.accuracy  # doctest: +SKIP
+        Interval(value=0.31, low=0.282, high=0.339, observations=1000)
+    """
+    samples = list(samples)
+    _check_samples(samples)
+    config = decoding_config(model, decoding, completion_length)
+    prompts = [prompt_ids(sample, tokenizer) for sample in samples]
+    fits = [_fits(model, len(ids) + completion_length) for ids in prompts]
+    if not any(fits):
+        raise ValueError(
+            f"none of the {len(samples)} prompts fits into the model's context with completion_length="
+            f"{completion_length}: shorten it, or use a model with a longer context."
+        )
+    log = RecordLog(folder, lambda: fingerprint(model, tokenizer, samples, prompts, grade, config, seed, revision))
+    for sample, fit in zip(samples, fits, strict=True):
+        if not fit and sample.key not in log:
+            log.add([TextRecord(sample.key, sample.group, "", False, 0, 0, 0, False, (), too_long=True)])
+    progress = logging.tqdm(total=len(samples), desc=name or "evaluate", disable=not progress_bar)
+    progress.update(len(log))
+    for batch in batches_by_length([len(ids) for ids in prompts], fits, batch_size):
+        missing = [index for index in batch if samples[index].key not in log]
+        if not missing:
+            continue
+        # The whole batch even where a part of it is there: a batch of another shape could round otherwise.
+        canvases = decode_batch(
+            model, tokenizer, [prompts[i] for i in batch], [samples[i].key for i in batch], config, seed, revision
+        )
+        wanted = [(samples[i], canvas) for i, canvas in zip(batch, canvases, strict=True) if i in set(missing)]
+        log.add(_graded(wanted, tokenizer, grade, batched_grade, revision))
+        progress.update(len(missing))
+    progress.close()
+    return TextEvaluation(name, tuple(log[sample.key] for sample in samples), _settings(config), seed)
+
+
+# Decoding
+
+
+class Canvas(NamedTuple):
+    """One decoded row: the final ids of its canvas, the counts, and with a trajectory its states and actions."""
+
+    ids: list[int]
+    forwards: int
+    remasks: int
+    edits: int
+    converged: bool
+    states: npt.NDArray[np.int64] | None = None  # (S + 1, A)
+    actions: npt.NDArray[np.int64] | None = None  # (S, A)
+    mask_token_id: int = -1
+
+
+def decoding_config(model: Any, decoding: Settings, completion_length: int) -> ReflectiveGenerationConfig:
+    """The settings in full: given ones over the model's own; a ValueError for what cannot work."""
+    if isinstance(completion_length, bool) or not isinstance(completion_length, int) or completion_length < 1:
+        raise ValueError(f"completion_length is {completion_length!r}: pass an integer of at least 1.")
+    given = decoding if isinstance(decoding, ReflectiveGenerationConfig) else None
+    changes = {} if given is not None else dict(decoding or {})
+    if changes.get("max_new_tokens", completion_length) != completion_length:
+        raise ValueError(
+            f"`decoding` has max_new_tokens={changes['max_new_tokens']}, but completion_length is "
+            f"{completion_length}: leave the first out."
+        )
+    config: ReflectiveGenerationConfig = model._resolve_generation_config(
+        given, {**changes, "max_new_tokens": completion_length, "output_trajectory": False, "editable": "auto"}
+    )
+    return config
+
+
+def batches_by_length(lengths: Sequence[int], fits: Sequence[bool], batch_size: int) -> Iterator[list[int]]:
+    """Indices of what fits, the longest first (what memory allows for the first batch it allows for all)."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}: pass an integer of at least 1.")
+    order = sorted((i for i, fit in enumerate(fits) if fit), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def row_generator(seed: int, key: str) -> torch.Generator:
+    """The random numbers of one sample."""
+    digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def left_padded(rows: Sequence[Sequence[int]], padding: int, device: Any) -> tuple[Tensor, Tensor]:
+    """(B, N) ids and their attention mask."""
+    longest = max(len(row) for row in rows)
+    ids = [[padding] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(mask, dtype=torch.long, device=device)
+
+
+def decode_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    config: ReflectiveGenerationConfig,
+    seed: int,
+    trajectory: bool = False,
+) -> list[Canvas]:
+    """Decode one batch of prompts; `max_new_tokens` of the config is the canvas behind each."""
+    length = int(config.max_new_tokens)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids, mask = left_padded(prompts, padding or 0, model.device)
+    with _evaluating(model):
+        output = model.generate_reflective(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            editable_mask=_canvas_mask(ids, length),
+            generator=[row_generator(seed, key) for key in keys],
+            output_trajectory=trajectory,
+        )
+    rows = []
+    for row, final in enumerate(output.sequences[:, -length:].tolist()):
+        forwards, remasks, edits = (int(counts[row]) for counts in _counts(output))
+        seen: dict[str, Any] = {}
+        if trajectory:
+            steps = int(output.num_steps[row])
+            seen["states"] = output.trajectory.states[: steps + 1, row, -length:].cpu().numpy().astype(np.int64)
+            seen["actions"] = output.trajectory.actions[:steps, row, -length:].cpu().numpy().astype(np.int64)
+            seen["mask_token_id"] = model._resolve_mask_token_id(config)
+        rows.append(Canvas(final, forwards, remasks, edits, bool(output.converged[row]), **seen))
+    return rows
+
+
+def _counts(output: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return output.num_forwards, output.num_remasks, output.num_edits
+
+
+def _canvas_mask(ids: Tensor, length: int) -> Tensor:
+    """(B, N + length) bool: the canvas alone, even where a prompt quotes the mask token."""
+    editable = torch.zeros(len(ids), ids.shape[1] + length, dtype=torch.bool, device=ids.device)
+    editable[:, -length:] = True
+    return editable
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards as it was."""
+    training = isinstance(model, nn.Module) and model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _fits(model: Any, length: int) -> bool:
+    try:
+        check_length(length, model.config)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_samples(samples: Sequence[TextSample]) -> None:
+    if not samples:
+        raise ValueError("`samples` is empty: pass at least one.")
+    keys = [sample.key for sample in samples]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"`samples` holds the key {twice!r} twice: a key names one sample.")
+
+
+# Grading
+
+
+def _graded(
+    rows: Sequence[tuple[TextSample, Canvas]], tokenizer: Any, grade: Grade, batched: bool, revision: bool
+) -> list[TextRecord]:
+    texts = [decoded(canvas.ids, tokenizer) for _, canvas in rows]
+    drafts = [_first_draft(canvas, tokenizer) if revision else None for _, canvas in rows]
+    asked = [(sample, text) for (sample, _), text in zip(rows, texts, strict=True)]
+    changed = [index for index, draft in enumerate(drafts) if draft is not None and draft[0] != texts[index]]
+    asked += [(rows[index][0], drafts[index][0]) for index in changed]  # type: ignore[index]
+    verdicts = _verdicts(asked, grade, batched)
+    of_drafts = dict(zip(changed, verdicts[len(rows) :], strict=True))
+    records = []
+    for index, (sample, canvas) in enumerate(rows):
+        seen: dict[str, Any] = {}
+        draft = drafts[index]
+        if draft is not None:
+            seen = {"draft": draft[0], "draft_forwards": draft[1]}
+            seen["draft_correct"] = of_drafts.get(index, verdicts[index])
+        if revision:
+            seen["taken_back"] = _taken_back(canvas)
+            seen["reference"] = _against_reference(canvas, sample, tokenizer)
+        counts = (canvas.forwards, canvas.remasks, canvas.edits, canvas.converged)
+        row = (sample.key, sample.group, texts[index], verdicts[index], *counts, tuple(canvas.ids))
+        records.append(TextRecord(*row, **seen))
+    return records
+
+
+def _verdicts(asked: Sequence[tuple[TextSample, str]], grade: Grade, batched: bool) -> list[bool]:
+    if not batched:
+        return [bool(grade(sample, text)) for sample, text in asked]
+    verdicts = [bool(v) for v in grade([sample for sample, _ in asked], [text for _, text in asked])]
+    if len(verdicts) != len(asked):
+        raise ValueError(f"`grade` gave {len(verdicts)} verdicts for {len(asked)} texts: return one for each.")
+    return verdicts
+
+
+def _first_draft(canvas: Canvas, tokenizer: Any) -> tuple[str, int] | None:
+    """
+    The text of the first state without a mask, and the forward passes up to it.
+
+    Where an end token stopped the run before the later blocks, it is the first without a mask up to that token.
+    """
+    assert canvas.states is not None
+    mask = canvas.states == canvas.mask_token_id
+    steps = len(canvas.states) - 1
+    complete = ~mask.any(axis=1)
+    if not complete[1:].any():
+        ended = (canvas.states == tokenizer.eos_token_id).cumsum(axis=1) > 0
+        complete = ended.any(axis=1) & ~(mask & ~ended).any(axis=1)
+    found = [step for step in range(1, steps + 1) if complete[step]]
+    if not found:
+        return None
+    return decoded(canvas.states[found[0]].tolist(), tokenizer), found[0] * (canvas.forwards // steps)
+
+
+def _taken_back(canvas: Canvas) -> tuple[int, int]:
+    """Positions where a token was taken back, and those where the same one came back later."""
+    assert canvas.states is not None and canvas.actions is not None
+    # Against a target that nothing equals every token counts as wrong.
+    nowhere = np.full((1, canvas.states.shape[1]), -1)
+    rate = revision_metrics(
+        (canvas.states[:, None], canvas.actions[:, None]), nowhere, mask_token_id=canvas.mask_token_id
+    ).replay_mistake
+    return rate.observations, _successes(rate)
+
+
+def _against_reference(canvas: Canvas, sample: TextSample, tokenizer: Any) -> tuple[int, int, int, int, int] | None:
+    """Counts against the sample's own completion in a canvas of this length; None where it does not fit."""
+    end = tokenizer.eos_token_id
+    if not sample.completion.strip() or end is None or canvas.states is None:
+        return None
+    length = canvas.states.shape[1]
+    target = [*tokenizer(sample.completion, add_special_tokens=False)["input_ids"], end]
+    if len(target) > length:
+        return None
+    target += [end] * (length - len(target))
+    metrics = revision_metrics(
+        (canvas.states[:, None], canvas.actions[:, None]),  # type: ignore[index]
+        np.array([target]),
+        mask_token_id=canvas.mask_token_id,
+    )
+    taken, mistakes, replays = metrics.remask_precision, metrics.remask_recall, metrics.replay_mistake
+    return (
+        _successes(taken), taken.observations, mistakes.observations, _successes(replays), replays.observations
+    )  # fmt: skip
+
+
+def _successes(rate: Interval) -> int:
+    return round(rate.value * rate.observations) if rate.observations else 0
+
+
+# The file
+
+
+class RecordLog:
+    """
+    Records by key, in a file that is only appended to: a header with the run's fingerprint, then a line a sample.
+
+    Args:
+        folder: Where the file is; None keeps the records in memory.
+        make: Makes the fingerprint, a flat dict of strings and numbers.
+
+    Raises:
+        ValueError: If the file is another run's, or damaged before its last line.
+    """
+
+    def __init__(self, folder: str | Path | None, make: Callable[[], dict[str, Any]]) -> None:
+        self.records: dict[str, TextRecord] = {}
+        self.path = None if folder is None else Path(folder) / RECORDS_FILE
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        mark = json.loads(json.dumps(make()))
+        lines = self._whole_lines()
+        if not lines:
+            self._append([json.dumps({"fingerprint": mark})])
+            return
+        self._check(lines[0], mark)
+        for number, line in enumerate(lines[1:], 2):
+            record = self._record(line, number)
+            self.records.setdefault(record.key, record)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.records
+
+    def __getitem__(self, key: str) -> TextRecord:
+        return self.records[key]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def add(self, records: Sequence[TextRecord]) -> None:
+        """Remember records, on the disk too."""
+        if self.path is not None:
+            self._append([json.dumps(asdict(record)) for record in records])
+        self.records |= {record.key: record for record in records}
+
+    def _append(self, lines: Sequence[str]) -> None:
+        assert self.path is not None
+        with self.path.open("ab") as file:
+            file.write("".join(line + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _whole_lines(self) -> list[bytes]:
+        """The file's lines; what a stop left behind the last line break is cut off."""
+        assert self.path is not None
+        if not self.path.exists():
+            return []
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(self.path, end)
+        return content[:end].split(b"\n")[:-1]
+
+    def _check(self, line: bytes, mark: dict[str, Any]) -> None:
+        try:
+            found = json.loads(line)["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} does not begin with a fingerprint: pass another folder.") from error
+        differing = [name for name in {**found, **mark} if found.get(name) != mark.get(name)]
+        if differing:
+            shown = ", ".join(f"{name} ({found.get(name)!r} there, {mark.get(name)!r} now)" for name in differing)
+            raise ValueError(
+                f"{self.path} holds another evaluation, which differs in {shown}: pass another folder, or delete the "
+                "file to evaluate again."
+            )
+
+    def _record(self, line: bytes, number: int) -> TextRecord:
+        try:
+            values = json.loads(line)
+            pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            return TextRecord(**pairs)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path}, line {number}, is no record ({error}): delete the file to evaluate again."
+            ) from error
+
+
+def fingerprint(
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[TextSample],
+    prompts: Sequence[Sequence[int]],
+    grade: Grade,
+    config: ReflectiveGenerationConfig,
+    seed: int,
+    revision: bool,
+) -> dict[str, Any]:
+    """What an evaluation's results depend on. Of the grader only the name is known."""
+    contents = [[*asdict(sample).values(), list(ids)] for sample, ids in zip(samples, prompts, strict=True)]
+    return {
+        "weights": weights_digest(model),
+        "samples": _digest(contents),
+        "tokenizer": _digest([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
+        "grade": getattr(grade, "__qualname__", type(grade).__qualname__),
+        "seed": seed,
+        "revision": revision,
+        **{f"decoding.{name}": value for name, value in _settings(config).items()},
+    }
+
+
+def weights_digest(model: Any) -> str:
+    """A digest of a model's weights (adapters included) and settings."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config)
+    passing = ("transformers_version", "_name_or_path", "_commit_hash", "architectures")  # change when it is saved
+    digest.update(_digest({name: settings[name] for name in sorted(settings) if name not in passing}).encode())
+    if getattr(model, "_hf_peft_config_loaded", False):
+        digest.update(repr(model.active_adapters()).encode())
+    for name, value in model.state_dict().items():
+        digest.update(f"{name}/{getattr(value, 'dtype', '')}/{tuple(getattr(value, 'shape', ()))}".encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _settings(config: ReflectiveGenerationConfig) -> dict[str, Any]:
+    """The settings that are not the defaults."""
+    values = {name: getattr(config, name) for name in DEFAULTS}
+    return {name: value for name, value in values.items() if value != DEFAULTS[name]}

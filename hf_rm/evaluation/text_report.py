@@ -1,0 +1,166 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""What evaluations of text are shown as: a table of systems, and accuracy against forward passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..tasks.text import TextSample
+from .statistics import Interval
+from .text import Grade, Settings, TextEvaluation, evaluate_text
+
+
+def text_results_table(
+    evaluations: Sequence[TextEvaluation], baseline: TextEvaluation | None = None, title: str = "Text", seed: int = 0
+) -> Table:
+    """
+    A table of systems, a row each, with 95 % intervals in brackets.
+
+    Args:
+        evaluations: Of the same samples where `baseline` is given.
+        baseline: The system that each one's accuracy is compared with, by a paired bootstrap.
+        title: Of the table.
+        seed: Of the bootstrap.
+
+    Returns:
+        Accuracy, the difference, forward passes, what revision did where that was recorded, accuracy by group.
+
+    Example:
+        >>> from hf_rm.evaluation.text import TextRecord
+        >>> one = TextRecord("1", "", "#### 5", True, 8, 0, 0, True, ())
+        >>> text_results_table([TextEvaluation("sft", (one,), {}, 0)]).row_count
+        1
+    """
+    table = Table(title=title, caption="95 % intervals in brackets; differences in points, paired bootstrap")
+    table.add_column("system", min_width=12)
+    seen = any(evaluation.revision for evaluation in evaluations)
+    groups = list(dict.fromkeys(group for one in evaluations for group in one.by_group()))
+    groups = groups if len(groups) > 1 else []
+    headings = ["samples", "accuracy %", *([] if baseline is None else [f"less {baseline.name}"]), "forwards"]
+    headings += ["re-masks", "to right %", "to wrong %"] if seen else []
+    for heading in [*headings, *(f"{group or '(none)'} %" for group in groups)]:
+        table.add_column(heading, justify="right")
+    for evaluation in evaluations:
+        table.add_row(evaluation.name, *_cells(evaluation, baseline, seen, groups, seed))
+    return table
+
+
+def _cells(
+    evaluation: TextEvaluation, baseline: TextEvaluation | None, seen: bool, groups: Sequence[str], seed: int
+) -> list[str]:
+    left_out = len(evaluation.too_long)
+    cells = [f"{len(evaluation.records):,}" + (f" ({left_out} too long)" if left_out else "")]
+    cells.append(_shown(evaluation.accuracy, 100))
+    if baseline is not None:
+        cells.append("-" if evaluation is baseline else _shown(evaluation.minus(baseline, seed=seed), 100, sign="+"))
+    cells.append(f"{evaluation.forwards.value:.1f}")
+    revision = evaluation.revision
+    if seen and revision is None:
+        cells += ["-"] * 3
+    elif seen and revision is not None:
+        cells += [f"{revision.remasks.value:.2f}", _shown(revision.to_right, 100), _shown(revision.to_wrong, 100)]
+    rates = evaluation.by_group()
+    return cells + [_shown(rates[group], 100) if group in rates else "-" for group in groups]
+
+
+def _shown(interval: Interval, scale: float, sign: str = "") -> str:
+    if math.isnan(interval.value):
+        return "-"
+    value, low, high = (f"{scale * part:{sign}.1f}" for part in interval[:3])
+    return f"{value} [{low}, {high}]"
+
+
+def evaluate_budgets(
+    model: Any,
+    tokenizer: Any,
+    samples: Sequence[TextSample],
+    grade: Grade,
+    decodings: Mapping[str, Settings],
+    *,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> list[TextEvaluation]:
+    """
+    Evaluate the same samples under several decodings: a curve of accuracy against forward passes.
+
+    Every budget is a run of its own: a canvas cut off in the middle of one holds masks, and a shorter schedule is not
+    the beginning of a longer one.
+
+    Args:
+        model: As for [`evaluate_text`], like `tokenizer`, `samples` and `grade`.
+        tokenizer: See there.
+        samples: See there.
+        grade: See there.
+        decodings: Settings by name, such as ``{"16": {"steps": 16, "reveal": "confidence"}, "32": ...}``.
+        folder: Each decoding keeps its records in a folder of its name below it.
+        settings: Further arguments of [`evaluate_text`].
+
+    Returns:
+        One evaluation a decoding, named after it.
+
+    Raises:
+        ValueError: For a name that is no folder's name, and as [`evaluate_text`].
+
+    Example:
+        >>> evaluate_budgets(model, tokenizer, samples, grade, {"16": {"steps": 16, "reveal": "confidence"}},
+        ...                  completion_length=64)[0].name  # doctest: +SKIP
+        '16'
+    """
+    for name in decodings:
+        if folder is not None and (not name or Path(name).name != name):
+            raise ValueError(f"`decodings` has the name {name!r}, which is no folder's name: pass a plain word.")
+    return [
+        evaluate_text(
+            model, tokenizer, samples, grade, decoding,
+            name=name, folder=None if folder is None else Path(folder) / name, **settings,
+        )
+        for name, decoding in decodings.items()
+    ]  # fmt: skip
+
+
+def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Path) -> Path:
+    """
+    Accuracy against mean forward passes a sample, a line a system, with 95 % intervals, as a picture.
+
+    Args:
+        curves: Evaluations of several budgets by system, as [`evaluate_budgets`] gives them.
+        path: Of the picture; its ending says which kind.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: Without matplotlib.
+        ValueError: Without a curve.
+
+    Example:
+        >>> plot_forwards({"RM": budgets, "T2M": others}, "forwards.png")  # doctest: +SKIP
+    """
+    if not any(curves.values()):
+        raise ValueError("`curves` is empty: pass at least one evaluation.")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('`plot_forwards` needs matplotlib: pip install "hf-rm[test]"') from error
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for name, evaluations in curves.items():
+        points = sorted(((e.forwards.value, *e.accuracy[:3]) for e in evaluations), key=lambda point: point[0])
+        forwards, values, lows, highs = zip(*points, strict=True)
+        errors = [[100 * (v - w) for v, w in zip(values, lows, strict=True)]]
+        errors.append([100 * (w - v) for v, w in zip(values, highs, strict=True)])
+        axes.errorbar(forwards, [100 * v for v in values], yerr=errors, marker="o", capsize=3, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("forward passes a sample")
+    axes.set_ylabel("right answers, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

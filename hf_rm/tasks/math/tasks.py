@@ -1,0 +1,178 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Math tasks for the recipes: prompts, completions, and how an answer is read out of a completion and graded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from ..text import TextSample
+from .answers import extract_boxed, extract_marked
+from .equivalence import answers_equal
+from .problems import MathProblem, read_cmath, read_gsm8k, read_math
+from .word_problems import generate_problems
+
+TEMPLATE = "Question: {question}\nAnswer:\n"
+"""What a model reads; the completion begins on a line of its own."""
+HELD_OUT = 10
+"""Without test data every tenth training problem, by the hash of its question, is kept for evaluation."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    read: Callable[[str], list[MathProblem]]
+    extract: Callable[[str], str | None]
+    method: Literal["math-verify", "numeric"]
+
+
+_FORMS = {
+    "gsm8k": _Form(read_gsm8k, extract_marked, "numeric"),
+    "math": _Form(read_math, extract_boxed, "math-verify"),
+    "cmath": _Form(read_cmath, extract_marked, "numeric"),
+}
+MATH_TASKS = ("word-problems", *_FORMS)
+
+
+def grade_answer(sample: TextSample, text: str, form: str) -> bool:
+    """Whether a completion holds the sample's answer in the form that the task asks for."""
+    reader = _FORMS[form]
+    return answers_equal(reader.extract(text), sample.answer, reader.method)
+
+
+class WordProblems:
+    """The embedded default: problems made by rule; see `hf_rm.tasks.math.word_problems`.
+
+    Args:
+        train_count: Training problems.
+        test_count: Held-out problems.
+        seed: Of both.
+    """
+
+    name = "word-problems"
+
+    def __init__(self, train_count: int = 20_000, test_count: int = 1000, seed: int = 0) -> None:
+        self.train_count, self.test_count, self.seed = train_count, test_count, seed
+
+    def train(self) -> list[TextSample]:
+        """Of the training split."""
+        return generate_problems(self.train_count, self.seed, split="train")
+
+    def test(self) -> list[TextSample]:
+        """Of the test split: other skeletons, other numbers."""
+        return generate_problems(self.test_count, self.seed, split="test")
+
+    def grade(self, sample: TextSample, text: str) -> bool:
+        """The number behind ``####``."""
+        return grade_answer(sample, text, "gsm8k")
+
+
+class MathTask:
+    """
+    GSM8K, MATH (MATH500, Minerva's subjects) or CMATH from files or from the Hub.
+
+    Args:
+        name: ``"gsm8k"``, ``"math"`` or ``"cmath"``.
+        train_data: Training data: a file, a folder, or ``owner/name:config:split``. CMATH has none.
+        test_data: Held-out data. Without it every tenth training problem, by the hash of its question.
+        template: Of the prompt, with ``{question}``.
+
+    Raises:
+        ValueError: For an unknown name, a template without ``{question}``, a record without a column or an answer, and
+            for GSM8K and CMATH an answer that is no number; the message names the record.
+        OSError: For data that is not there.
+
+    Example:
+        >>> task = MathTask("gsm8k", "gsm8k/train.jsonl")  # doctest: +SKIP
+        >>> task.grade(task.test()[0], task.test()[0].completion)  # doctest: +SKIP
+        True
+    """
+
+    def __init__(
+        self, name: str, train_data: str | None = None, test_data: str | None = None, template: str = TEMPLATE
+    ) -> None:
+        if name not in _FORMS:
+            raise ValueError(f"`task` is {name!r}: pass one of {', '.join(map(repr, _FORMS))}.")
+        if "{question}" not in template:
+            raise ValueError(f"`template` is {template!r}: it needs {{question}}.")
+        if train_data is None and test_data is None:
+            raise ValueError(f"task {name!r} has no data: pass `train_data`, `test_data` or both.")
+        self.name, self.form = name, _FORMS[name]
+        self.train_data, self.test_data, self.template = train_data, test_data, template
+        self.excluded = 0
+
+    def train(self) -> list[TextSample]:
+        """Training problems with a solution, without those that are held out or are in the test data too."""
+        if self.train_data is None:
+            raise ValueError(f"task {self.name!r} has no training data: pass `train_data`.")
+        held_out = {problem.question for problem in self._test_problems}
+        kept = [problem for problem in self._train_problems if problem.question not in held_out]
+        self.excluded = len(self._train_problems) - len(kept)
+        solved = [problem for problem in kept if problem.solution]
+        if not solved:
+            raise ValueError(f"none of the {len(kept)} problems of {self.train_data} has a solution to learn from.")
+        return [self._sample(problem) for problem in solved]
+
+    def test(self) -> list[TextSample]:
+        """Held-out problems."""
+        return [self._sample(problem) for problem in self._test_problems]
+
+    def grade(self, sample: TextSample, text: str) -> bool:
+        """The number behind ``####`` (GSM8K, CMATH), or what math-verify finds equal to the last box (MATH)."""
+        return grade_answer(sample, text, self.name)
+
+    @cached_property
+    def _train_problems(self) -> list[MathProblem]:
+        return self._read(str(self.train_data))
+
+    @cached_property
+    def _test_problems(self) -> list[MathProblem]:
+        if self.test_data is not None:
+            return self._read(self.test_data)
+        problems = [problem for problem in self._train_problems if _digest(problem.question) % HELD_OUT == 0]
+        if not problems:
+            raise ValueError(f"{self.train_data} is too small to hold problems out: pass `test_data`.")
+        return problems
+
+    def _read(self, source: str) -> list[MathProblem]:
+        problems = list({problem.question: problem for problem in self.form.read(source)}.values())
+        if self.form.method == "numeric":
+            for problem in problems:
+                try:
+                    answers_equal(problem.answer, problem.answer, "numeric")
+                except ValueError as error:
+                    raise ValueError(f"{source}, {problem.question[:60]!r}: {error}") from error
+        return problems
+
+    def _sample(self, problem: MathProblem) -> TextSample:
+        key = f"{_digest(problem.question):016x}"
+        group = problem.subject or (str(problem.level) if problem.level else "")
+        return TextSample(
+            key, self.template.format(question=problem.question), problem.solution, problem.answer, group
+        )
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def build_math_task(
+    name: str,
+    train_data: str | None = None,
+    test_data: str | None = None,
+    template: str = TEMPLATE,
+    train_count: int = 20_000,
+    test_count: int = 1000,
+) -> WordProblems | MathTask:
+    """The task of a recipe's arguments; data beside ``"word-problems"``, which makes its own, is refused."""
+    if name != "word-problems":
+        return MathTask(name, train_data, test_data, template)
+    if train_data or test_data:
+        raise ValueError(
+            f"task 'word-problems' makes its own problems, but data was passed ({Path(train_data or test_data or '')})"
+            ": name the task that the data is of."
+        )
+    return WordProblems(train_count, test_count)

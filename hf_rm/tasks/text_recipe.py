@@ -1,0 +1,263 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""What a text recipe prints and leaves behind: tables, accuracy against forwards, recall by history, trajectories."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from ..corruption.collator import pad_rows
+from ..corruption.random import KeyedUniforms, row_keys
+from ..evaluation.history_recall import recall_by_history
+from ..evaluation.statistics import Interval, mean_interval
+from ..evaluation.text import TextEvaluation, decode_batch, decoding_config
+from ..evaluation.text_report import plot_forwards, text_results_table
+from ..training.stages import write_json
+from ..visualize import Replay, write_html
+from .post_training import SYSTEMS, PostTraining, Trained
+from .text import TextSample, encode_samples, prompt_ids
+
+WRONG_SHARE = 0.15
+
+
+def with_default_config(path: Path, arguments: Sequence[str] | None = None) -> list[str]:
+    """The command line, with `--config path` in front where it names no config of its own."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    named = any(word == "--config" or word.startswith("--config=") for word in given)
+    return given if named else ["--config", str(path), *given]
+
+
+def report(run: PostTraining) -> None:
+    """Train and evaluate everything, print the tables, and say where the rest lies."""
+    trained = run.systems()
+    evaluations = {(one.name, one.seed): run.evaluate(one) for one in trained}
+    curves = _curves(run, trained)
+    if not PartialState().is_main_process:
+        return
+    console = Console(width=None if sys.stdout.isatty() else 190)
+    records: dict[str, Any] = {"systems": [_record(*item) for item in evaluations.items()]}
+    for seed in run.arguments.seeds:
+        rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
+        console.print(text_results_table(rows, evaluations.get(("sft", seed)), f"{run.task.name}, seed {seed}"))
+    if len(run.arguments.seeds) > 1:
+        records["means"] = means(evaluations)
+        console.print(means_table(records["means"], len(run.arguments.seeds)))
+    revising = [one for one in trained if SYSTEMS[one.name].trainer == "rm"]
+    if revising and run.arguments.recall_samples:
+        records["recall"] = {one.label: recall(run, one) for one in revising}
+        console.print(recall_table(records["recall"]))
+    if curves:
+        records["curves"] = {name: [one.summary() for one in curve] for name, curve in curves.items()}
+        console.print(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}", soft_wrap=True)
+    for one in revising:
+        if one.seed == run.arguments.seeds[0] and run.arguments.replay_samples:
+            console.print(f"trajectories of {one.label}: {write_replays(run, one)}", soft_wrap=True)
+    write_json(run.root / "records.json", records)
+    console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
+
+
+def _record(key: tuple[str, int], evaluation: TextEvaluation) -> dict[str, Any]:
+    return {"system": key[0], "training_seed": key[1], "decoding": evaluation.decoding, **evaluation.summary()}
+
+
+# Over the seeds
+
+
+def means(evaluations: dict[tuple[str, int], TextEvaluation], baseline: str = "sft") -> dict[str, dict[str, Any]]:
+    """
+    Each system's accuracy over all seeds, and its difference to the baseline.
+
+    A problem's verdicts are first averaged over the seeds, and the interval is that of the problems' mean: one of the
+    problems that might have been drawn, for these seeds. `spread` is the standard deviation over the seeds.
+
+    Args:
+        evaluations: By system and seed, all of the same problems.
+        baseline: What differences are taken to, seed by seed.
+
+    Returns:
+        By system: `accuracy`, `less_baseline` (intervals as lists; None without a baseline), `spread`, `forwards`.
+    """
+    names = list(dict.fromkeys(name for name, _ in evaluations))
+    verdicts = {name: np.array([one.correct for (n, _), one in evaluations.items() if n == name]) for name in names}
+    reference = verdicts.get(baseline)
+    table: dict[str, dict[str, Any]] = {}
+    for name in names:
+        seeds = verdicts[name].astype(float)
+        own = [one for (n, _), one in evaluations.items() if n == name]
+        table[name] = {
+            "accuracy": list(mean_interval(seeds.mean(0))),
+            "spread": float(seeds.mean(1).std(ddof=1)) if len(seeds) > 1 else None,
+            "less_baseline": None,
+            "forwards": float(np.mean([one.forwards.value for one in own])),
+        }
+        if reference is not None and name != baseline and len(seeds) == len(reference):
+            table[name]["less_baseline"] = list(mean_interval((seeds - reference).mean(0)))
+    return table
+
+
+def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
+    """[`means`] as a table."""
+    table = Table(title=f"Means of {seeds} seeds", caption="95 % intervals over the problems in brackets")
+    for heading in ("system", "accuracy %", "spread over seeds", f"less {baseline}, points", "forwards"):
+        table.add_column(heading)
+    for name, row in found.items():
+        spread = "-" if row["spread"] is None else f"{100 * row['spread']:.1f}"
+        less = "-" if row["less_baseline"] is None else _shown(Interval(*row["less_baseline"]), "+")
+        table.add_row(name, _shown(Interval(*row["accuracy"])), spread, less, f"{row['forwards']:.1f}")
+    return table
+
+
+def _shown(interval: Interval, sign: str = "") -> str:
+    value, low, high = (f"{100 * part:{sign}.1f}" for part in interval[:3])
+    return f"{value} [{low}, {high}]"
+
+
+# Accuracy against forwards
+
+
+def _curves(run: PostTraining, trained: Sequence[Trained]) -> dict[str, list[TextEvaluation]]:
+    """The first seed's systems under each budget: SFT, RM, and training-free revision of the SFT model."""
+    first = [one for one in trained if one.seed == run.arguments.seeds[0]]
+    curves: dict[str, list[TextEvaluation]] = {}
+    for one in first:
+        kind = SYSTEMS[one.name].trainer
+        rules = {"rm": ("rm",), "sft": ("sft", *run.arguments.training_free), None: ()}[kind]
+        for rule in rules:
+            name = one.name if rule == kind else f"{one.name}, {rule}"
+            curves[name] = [
+                run.evaluate(one, budgeted(run, rule, budget), f"{rule}-{budget}", revision=False)
+                for budget in run.arguments.curve_forwards
+            ]
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
+    """
+    A decoding of at most so many forward passes; revising ones spend the share on reveals that `rm_decoding` does.
+
+    Args:
+        run: Its arguments hold the decodings.
+        rule: ``"sft"``, ``"rm"``, a revision rule that needs no training, or ``"remdm"``.
+        forwards: The budget.
+
+    Raises:
+        ValueError: For an unknown rule.
+    """
+    sft, rm = run.arguments.decoding("sft"), run.arguments.decoding("rm")
+    share = rm.get("steps", 1) / max(rm.get("max_steps", 1), 1)
+    schedule = {"steps": max(1, round(share * forwards)), "max_steps": forwards} if "steps" in rm else {}
+    if rule == "sft":
+        return {**sft, "steps": forwards}
+    if rule == "rm":
+        return {**rm, **(schedule or {"max_steps": forwards})}
+    if rule == "remdm":
+        return {"preset": "remdm-loop", "steps": forwards}
+    limits = {"max_remasks_per_position": 1, "max_remask_ratio": 0.25, "use_history": False}
+    thresholds = {"low_prob": 0.3, "t2t_remask": 0.9, "logit_diff": 0.3}
+    if rule not in thresholds:
+        raise ValueError(f"`training_free` has {rule!r}: pass any of {', '.join(thresholds)}, remdm.")
+    reveal = {"reveal": "confidence", **(schedule or {"steps": max(1, 3 * forwards // 4), "max_steps": forwards})}
+    return {**reveal, "revise": rule, "revise_threshold": thresholds[rule], **limits}
+
+
+# Revision seen
+
+
+def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
+    """
+    Share of wrong tokens in reference completions that one step re-masks, by the past they are given.
+
+    Wrong at 15 % of a completion's tokens (its end tokens aside), drawn from the tokens of the completions as often as
+    they occur there.
+    """
+    args = run.arguments
+    samples = [sample for sample in run.task.test() if sample.completion][: args.recall_samples]
+    if not samples:
+        return {}
+    longest = run.training.max_length or run.tokenizer.model_max_length
+    rows = encode_samples(samples, run.tokenizer, longest, args.completion_length, args.eos_tail).rows
+    targets, real, editable = pad_rows(rows, run.tokenizer.pad_token_id or 0)
+    editable &= targets != run.tokenizer.eos_token_id
+    uniforms = KeyedUniforms(row_keys(args.eval_seed, 0, [row["idx"] for row in rows]))
+    wrong = editable & (uniforms.draw(targets.shape[1]) < WRONG_SHARE)
+    drawn = _other_tokens(targets, targets[editable], uniforms.draw(targets.shape[1], 2))
+    state = np.where(wrong, drawn[..., 0], targets)
+    model = trained.load().to(PartialState().device)
+    ids, right, attempt = (torch.from_numpy(value) for value in (state, targets, drawn[..., 1]))
+    return recall_by_history(
+        model,
+        ids,
+        right,
+        attempt,
+        model.config.mask_token_id,
+        attention_mask=torch.from_numpy(real.astype(np.int64)),
+        editable_mask=torch.from_numpy(editable),
+        batch_size=args.eval_batch_size,
+    )
+
+
+def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """(B, N, A) tokens of `pool` other than the target, as often as they occur there."""
+    ids, counts = np.unique(pool, return_counts=True)
+    cumulative = counts.cumsum() / counts.sum()
+    own = np.minimum(np.searchsorted(ids, targets), len(ids) - 1)
+    present = ids[own] == targets
+    low = np.where(present, cumulative[own] - counts[own] / counts.sum(), 1.0)[..., None]
+    width = np.where(present, counts[own] / counts.sum(), 0.0)[..., None]
+    # The target's own share of [0, 1) is cut out, and the number stepped over it.
+    scaled = uniforms * (1 - width)
+    scaled = np.where(scaled >= low, scaled + width, scaled)
+    return ids[np.minimum(np.searchsorted(cumulative, scaled, side="right"), len(ids) - 1)]
+
+
+def recall_table(found: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Recall by history as a table."""
+    table = Table(title="Re-mask recall of wrong tokens by their history")
+    for heading in ("system", "past", "recall %", "wrong tokens", "false alarms %"):
+        table.add_column(heading)
+    for name, pasts in found.items():
+        for past, row in pasts.items():
+            shown = f"{100 * row['recall']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+            alarms = f"{100 * row['false_alarms']:.2f}"
+            table.add_row(name, past.replace("_", " "), shown, f"{row['count']:,}", alarms)
+    return table
+
+
+def write_replays(run: PostTraining, trained: Trained) -> Path:
+    """An HTML page with trajectories of problems drawn at random by the evaluation's seed."""
+    args = run.arguments
+    samples = run.task.test()[: args.eval_samples]
+    chosen = np.random.default_rng(args.eval_seed).permutation(len(samples))[: args.replay_samples]
+    model = trained.load().to(PartialState().device).eval()
+    config = decoding_config(model, args.decoding("rm"), args.completion_length)
+    replays = [_replay(run, model, samples[int(index)], config) for index in chosen]
+    return write_html(replays, run.root / f"seed{trained.seed}" / f"trajectories-{trained.name}.html")
+
+
+def _replay(run: PostTraining, model: Any, sample: TextSample, config: Any) -> Replay:
+    canvas = decode_batch(
+        model, run.tokenizer, [prompt_ids(sample, run.tokenizer)], [sample.key], config, run.arguments.eval_seed, True
+    )[0]
+    assert canvas.states is not None and canvas.actions is not None
+    target = None
+    if sample.completion:
+        ids = [*run.tokenizer(sample.completion, add_special_tokens=False)["input_ids"]]
+        end = [run.tokenizer.eos_token_id] * (len(canvas.ids) - len(ids))
+        target = [*ids, *end] if len(ids) <= len(canvas.ids) else None
+    right = run.task.grade(sample, run.tokenizer.decode(canvas.ids, skip_special_tokens=True))
+    return Replay.from_trajectory(
+        canvas.states,
+        canvas.actions,
+        mask_token_id=canvas.mask_token_id,
+        decode=run.tokenizer,
+        target=target,
+        title=f"{sample.prompt.strip()} ({'right' if right else 'wrong'})",
+    )
