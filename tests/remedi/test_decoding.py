@@ -122,7 +122,7 @@ def test_a_row_is_the_same_alone(use_cache: bool, side: str) -> None:
 def test_an_answer_is_as_long_as_it_takes(use_cache: bool) -> None:
     """Rows end with the block that holds an end token; what follows it is padding."""
     lengths = set()
-    for seed in range(3):
+    for seed in (0, 4, 5):
         model = tiny_remedi(seed, **BLOCKWISE)
         output, mask = decode(
             model, PROMPTS, max_new_tokens=16, use_cache=use_cache, stop_at_eos=True, eos_token_id=END, pad_token_id=9

@@ -18,6 +18,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM, AutoConfig, AutoModel,
 
 from hf_rm import RemeDiConfig, RemeDiForMaskedDiffusion, RMForMaskedDiffusion
 from hf_rm.hub import save_adapter_for_hub, save_for_hub
+from hf_rm.hub.publish import stage
 from hf_rm.training import default_lora_config
 
 
@@ -262,3 +263,9 @@ def test_the_prompt_sees_itself_and_a_block_what_is_before_it() -> None:
         reached = (after.policy - before.policy)[0].abs() > 1e-6
         assert torch.equal(reached, block >= block[place])
         assert torch.equal((after.logits - before.logits)[0].abs().amax(-1) > 1e-6, reached)
+
+
+def test_what_is_published_names_its_class_and_its_layers(tmp_path: Path) -> None:
+    card = (stage(tiny_remedi(policy_layers=[0, 2]), tmp_path, "user/tiny-remedi") / "README.md").read_text()
+    assert 'RemeDiForMaskedDiffusion.from_pretrained("user/tiny-remedi")' in card
+    assert "learned unmasking policy (RemeDi)" in card and "| policy_layers | [0, 2] |" in card
