@@ -238,11 +238,12 @@ def _check_own_parts(wrapper: Any, base_model: str | None, tensors: dict[str, An
     """A ValueError where parts of the wrapper's own would be stored neither in the base nor in the adapter."""
     if wrapper.config.name_or_path or base_model:  # a saved wrapper
         return
-    for part, weight in (("position_group_embeddings", "weight"), ("stream", "confidence.weight")):
+    parts = {"position_group_embeddings": ("position groups", "weight"), "stream": ("a stream", "confidence.weight")}
+    for part, (words, weight) in parts.items():
         stored = any(key.endswith(f"{part}.{weight}") for key in tensors)
         if getattr(wrapper, part, None) is not None and not stored:
             raise ValueError(
-                f"The wrapper has a `{part}` of its own, which its backbone does not hold: save the full model once "
+                f"The wrapper has {words} of its own, which its backbone does not hold: save the full model once "
                 "(save_for_hub), load it again and train the adapter on that; or train it whole with the adapter "
                 f"(modules_to_save=[{part!r}])."
             )
