@@ -10,7 +10,7 @@ import torch
 from blocked import run_blocked
 from peft import get_peft_model
 from safetensors.torch import load_file
-from tiny_families import EOS, MASK, VOCABULARY
+from tiny_families import EOS, FAMILIES_UNDER_TEST, MASK, VOCABULARY, write
 from tiny_models import BACKBONES, llama
 from tiny_remedi import RELEASED_BLOCKS, answer_blocks, released, tiny_remedi, write_released
 from torch import Tensor
@@ -269,3 +269,21 @@ def test_what_is_published_names_its_class_and_its_layers(tmp_path: Path) -> Non
     card = (stage(tiny_remedi(policy_layers=[0, 2]), tmp_path, "user/tiny-remedi") / "README.md").read_text()
     assert 'RemeDiForMaskedDiffusion.from_pretrained("user/tiny-remedi")' in card
     assert "learned unmasking policy (RemeDi)" in card and "| policy_layers | [0, 2] |" in card
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES_UNDER_TEST if name != "albert"])
+@torch.no_grad()
+def test_the_stream_goes_on_every_family(family: str, tmp_path: Path) -> None:
+    folder, mask = write(family, tmp_path), FAMILIES_UNDER_TEST[family].mask_token_id
+    ids = torch.randint(0, 30, (2, 9), generator=torch.Generator().manual_seed(0))
+    plain = RMForMaskedDiffusion.from_backbone(str(folder), mask, history=False, probe=False).eval()(ids).logits
+    model = RemeDiForMaskedDiffusion.from_backbone(str(folder), mask, probe=False, policy_layers=[1]).eval()
+    assert torch.equal(model(ids).logits, plain)
+    for exchange in model.stream.linears:
+        torch.nn.init.normal_(exchange.weight)
+    before = model(ids)
+    assert before.policy.std() > 1e-3 and not torch.allclose(before.logits, plain, atol=1e-3)
+    model.save_pretrained(tmp_path / "saved")
+    again, report = AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    torch.testing.assert_close(again(ids).policy, before.policy)
