@@ -9,7 +9,7 @@ import pytest
 import torch
 from blocked import run_blocked
 from peft import get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_families import EOS, FAMILIES_UNDER_TEST, MASK, VOCABULARY, write
 from tiny_models import BACKBONES, llama
 from tiny_remedi import RELEASED_BLOCKS, answer_blocks, released, tiny_remedi, write_released
@@ -246,6 +246,16 @@ def test_the_released_names_load_and_compute_what_they_say(tmp_path: Path) -> No
     assert {"stream.confidence.weight", "model.model.layers.0.self_attn.q_proj.weight"} <= names
     again = AutoModel.from_pretrained(tmp_path / "ours")
     assert torch.equal(again(ids, editable_mask=editable).policy, model(ids, editable_mask=editable).policy)
+
+
+def test_weights_without_a_stream_are_refused(tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "released")
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value for key, value in weights.items() if "upm.2" not in key}, folder / "model.safetensors")
+    with pytest.raises(OSError, match=r"stream\.blocks\.2\.\S+ \(9 missing.*not a RemeDi model's"):
+        AutoModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"a llada one, .*from_backbone"):
+        RemeDiForMaskedDiffusion.from_pretrained(write("llada", tmp_path / "llada", n_layers=2))
 
 
 @torch.no_grad()
