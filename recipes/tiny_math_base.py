@@ -3,9 +3,9 @@ Pretrain model_cards/tiny-math-base, the small text model that recipes/math.py s
 
     accelerate launch recipes/tiny_math_base.py --config recipes/configs/tiny-math-base.yaml
 
-Masked diffusion over whole texts, packed one behind another: word problems with their solutions (train split only) and
-sheets of sums. Nothing tells the model what is a question and what an answer. An interrupted run continues from its
-last checkpoint.
+Masked diffusion over texts that are packed one behind another: word problems with their solutions (train split only),
+masked everywhere, and sheets of sums, whose results are masked. Nothing tells the model what is a question and what an
+answer. An interrupted run continues from its last checkpoint.
 """
 
 import os
@@ -36,14 +36,19 @@ class TinyMathBaseArguments:
     """Arguments of this recipe, beside those of MaskedSFTArguments."""
 
     corpus_seed: int = field(default=0, metadata={"help": "Seed of the texts."})
-    sheet_share: float = field(default=0.5, metadata={"help": "Share of sheets of sums among the texts."})
+    sheet_share: float = field(default=0.75, metadata={"help": "Share of sheets of sums among the texts."})
+    question_share: float = field(
+        default=0.3,
+        metadata={"help": "Share of the problems whose question is masked too; of the others the solution."},
+    )
     num_layers: int = field(default=4, metadata={"help": "Layers of the network."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the network."})
     intermediate_size: int = field(default=384, metadata={"help": "Width of its feed-forward layers."})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sheet_share <= 1:
-            raise ValueError(f"`sheet_share` is {self.sheet_share!r}: pass a share from 0 to 1.")
+        for name in ("sheet_share", "question_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a share from 0 to 1.")
 
 
 def main() -> None:
@@ -73,35 +78,54 @@ class PackedTexts:
     def __init__(self, arguments: TinyMathBaseArguments, training: MaskedSFTArguments) -> None:
         batch = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
         self.count = training.max_steps * batch
-        self.windows = pack(self.count, arguments.corpus_seed, arguments.sheet_share)
+        self.windows, self.editable = pack(
+            self.count, arguments.corpus_seed, arguments.sheet_share, arguments.question_share
+        )
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        window = self.windows[index]
-        return {"input_ids": window, "editable_mask": np.ones(len(window), dtype=bool), "idx": index}
+        return {"input_ids": self.windows[index], "editable_mask": self.editable[index], "idx": index}
 
 
 _CHUNK = 4096
 
 
-def pack(count: int, seed: int, sheet_share: float) -> np.ndarray:
-    """`count` windows of `MAX_LENGTH` tokens; a text that does not fit any more goes on in the next window."""
+def pack(count: int, seed: int, sheet_share: float, question_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `count` windows of `MAX_LENGTH` tokens, and what may be masked there.
+
+    Of a sheet its results, of some problems everything and of the others the solution. A text that does not fit any
+    more goes on in the next window.
+    """
     tokenizer = build_math_tokenizer()
+    equals = tokenizer.convert_tokens_to_ids("=")
     stream: list[np.ndarray] = []
+    editable: list[np.ndarray] = []
     chunk = length = 0
     while length < count * MAX_LENGTH:
         # Seeds of the chunks are their own: a run of more steps begins with the same windows.
         sheets = generate_sheets(round(_CHUNK * sheet_share), seed * _MANY + chunk)
         problems = generate_problems(_CHUNK - len(sheets), seed * _MANY + chunk, split="train")
         texts = [*sheets, *(problem.prompt + problem.completion for problem in problems)]
-        order = np.random.default_rng([seed, chunk]).permutation(len(texts))
-        for ids in tokenizer([texts[i] for i in order])["input_ids"]:
-            stream.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int64))
-            length += len(stream[-1])
+        encoded = tokenizer(texts)["input_ids"]
+        questions = [len(ids) for ids in tokenizer([problem.prompt for problem in problems])["input_ids"]]
+        draws = np.random.default_rng([seed, chunk])
+        whole = draws.random(len(problems)) < question_share
+        for which in draws.permutation(len(texts)):
+            ids = np.array([*encoded[which], tokenizer.eos_token_id], dtype=np.int64)
+            number = which - len(sheets)
+            # With an operand masked as well, a sum has many answers; nearly all of its lines would teach nothing.
+            results = np.concatenate([[False], ids[:-1] == equals])
+            solution = np.arange(len(ids)) >= (0 if whole[number] else questions[number])
+            stream.append(ids)
+            editable.append(results if number < 0 else solution)
+            length += len(ids)
         chunk += 1
-    return np.concatenate(stream)[: count * MAX_LENGTH].reshape(count, MAX_LENGTH)
+    shape = (count, MAX_LENGTH)
+    cut = [np.concatenate(parts)[: count * MAX_LENGTH].reshape(shape) for parts in (stream, editable)]
+    return cut[0], cut[1]
 
 
 _MANY = 1_000_000
@@ -164,25 +188,29 @@ from hf_rm import RMForMaskedDiffusion
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("model_cards/tiny-math-base")
-model = AutoModelForMaskedLM.from_pretrained("model_cards/tiny-math-base")              # decodes by training-free rules
-model = RMForMaskedDiffusion.from_backbone("model_cards/tiny-math-base", history=True)  # the wrapper to post-train
+# It decodes by training-free rules; "eager" attention is the fastest to train on a CPU.
+model = AutoModelForMaskedLM.from_pretrained("model_cards/tiny-math-base", attn_implementation="eager")
+# The wrapper to post-train:
+model = RMForMaskedDiffusion.from_backbone(model, history=True)
 ```
 
 ## Training
 
     accelerate launch recipes/tiny_math_base.py --config recipes/configs/tiny-math-base.yaml
 
-* Data: `hf_rm.tasks.math.word_problems`, train split, corpus seed {corpus_seed}: word problems of 2 to 6 operations with
-  their solutions, and sheets of sums (share of the texts: {sheets}); windows of {length} tokens, texts one behind another.
-* Masked diffusion over whole windows, questions included: {steps} steps of {batch} windows, seed {seed}; Muon and AdamW,
-  bf16 autocast; {minutes:.1f} CPU minutes. Last logged training loss (bound, nats a token): {loss}.
+* Data: `hf_rm.tasks.math.word_problems`, train split, corpus seed {corpus_seed}: word problems of 2 to 6 operations
+  with their solutions, and sheets of sums (share of the texts: {sheets}); windows of {length} tokens, texts one behind
+  another.
+* Masked diffusion over everything in a problem, question included, and over the results of a sheet: {steps} steps of
+  {batch} windows, seed {seed}; Muon and AdamW, bf16 autocast; {minutes:.1f} CPU minutes. Last logged training loss
+  (bound, nats a token): {loss}.
 
 The test split of the word problems shares no sequence of sentences and no tuple of stated numbers with what it saw.
 
 ## Limits
 
-It knows {vocabulary} tokens: the words of the corpus and the numbers 0 to 60. Anything else is `<unk>`. It was never told to
-answer, so it solves few problems before fine-tuning, and it makes mistakes after it: that is what it is for.
+It knows {vocabulary} tokens: the words of the corpus and the numbers 0 to 30. Anything else is `<unk>`. It was never
+told to answer, so it solves few problems before fine-tuning, and it makes mistakes after it: that is what it is for.
 
 ## Licence
 

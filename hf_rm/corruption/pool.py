@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..history import HistoryState
 
@@ -33,6 +34,22 @@ class PoolRows:
         """The rows where the mask `rows` (P,) is true."""
         chosen: dict[str, Any] = {name: value[rows] for name, value in self.tensors().items()}
         return PoolRows(**chosen, history=self.history.select(rows))
+
+    def resized(self, length: int) -> PoolRows:
+        """The rows with padding added on the right, or cut off there, to (P, length)."""
+        more = length - self.ids.shape[1]
+        if not more:
+            return self
+        sized: dict[str, Any] = {n: v if v.dim() == 1 else F.pad(v, (0, more)) for n, v in self.tensors().items()}
+        accumulator = F.pad(self.history.accumulator, (0, 0, 0, more))
+        return PoolRows(**sized, history=HistoryState(accumulator, self.history.steps))
+
+    def longest(self) -> int:
+        """Length of the longest row without the padding behind it; 0 without rows."""
+        if not len(self.age):
+            return 0
+        places = torch.arange(1, self.ids.shape[1] + 1, device=self.ids.device)
+        return int((self.attention_mask * places).max())
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name, without the history."""
@@ -63,6 +80,8 @@ class OnPolicyPool:
     ) -> PoolRows:
         """
         Replace the rows that are done by the first of the given ones, (K, N) each with K >= size, and return all rows.
+
+        They are as long as the given ones, or as the longest that stays.
         """
         kept = None if self.rows is None else self.rows.select(self.rows.age < self.max_age)
         missing = self.size - (0 if kept is None else len(kept.age))
@@ -75,7 +94,10 @@ class OnPolicyPool:
             torch.zeros(missing, dtype=torch.long, device=start.device),
             HistoryState.empty(missing, start.shape[1], self.width, start.device),
         )
-        self.rows = fresh if kept is None else _concatenate(kept, fresh)
+        if kept is not None:
+            length = max(start.shape[1], kept.longest())
+            fresh = _concatenate(kept.resized(length), fresh.resized(length))
+        self.rows = fresh
         return self.rows
 
     def active_rows(self) -> PoolRows:

@@ -23,9 +23,11 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
@@ -69,7 +71,7 @@ class ReflectiveLM(LM):
         adapter: An adapter to load into the model, by name or folder.
         batch_size: Rows at a time; requests of similar length share a batch.
         max_batch_size: Of no meaning here; lm-eval passes it.
-        device: Where to put a model that is loaded by name.
+        device: Where to put a model that is loaded by name; the CPU where a CUDA device is named and none is there.
         dtype: Of a model that is loaded by name.
         seed: With a document's number it makes that document's random numbers.
         max_new_tokens: Length of the canvas, whatever the task says; 256 where nobody says anything.
@@ -104,6 +106,8 @@ class ReflectiveLM(LM):
     ) -> None:
         super().__init__()
         self.rows = _batch_size(batch_size)
+        # lm-eval's shell leaves the word as it is; no setting has a value of that name.
+        decoding = {name: None if value in ("none", "None") else value for name, value in decoding.items()}
         unknown = sorted(set(decoding) - set(DEFAULTS))
         if unknown:
             raise ValueError(
@@ -112,7 +116,9 @@ class ReflectiveLM(LM):
             )
         if isinstance(pretrained, str):
             self.model = _load(pretrained, mask_token_id, dtype, trust_remote_code)
-            if device is not None:
+            if str(device).startswith("cuda") and not torch.cuda.is_available():
+                logger.warning(f"device is {device!r}, lm-eval's default, but there is none here: the CPU is used.")
+            elif device is not None:
                 self.model.to(device)
             tokenizer = pretrained if tokenizer is None else tokenizer
         else:
@@ -328,8 +334,8 @@ def evaluate_tasks(
     Args:
         lm: A [`ReflectiveLM`].
         tasks: Names of tasks, groups or tags, or YAML files.
-        data_files: For a task's name a local JSON or JSONL file that takes the place of its test set (no solved
-            examples are shown then).
+        data_files: For a task (as `tasks` names it) a local JSON or JSONL file that takes the place of its test set;
+            no solved examples are shown then.
         include_path: A further folder of tasks.
         settings: Further arguments of `simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template`, `gen_kwargs`.
 
@@ -352,56 +358,89 @@ def evaluate_tasks(
     for path in files.values():
         if not path.is_file():
             raise OSError(f"{path} is no file: pass a JSON or JSONL file.")
-    folders = [str(TASKS), *([] if include_path is None else [str(include_path)])]
-    manager = TaskManager(include_path=folders)
-    for task in tasks:
-        _refuse_within(task, manager, set())
+    folders = (str(TASKS), *(() if include_path is None else (str(include_path),)))
+    manager = TaskManager(include_path=list(folders), include_defaults=False)
+    parts = _refused_or_known(tasks, manager)
+    if any(None in part.values() for part in parts):  # the index of all that lm-eval has takes half a minute to read
+        manager = _with_bundled(folders)
+        parts = _refused_or_known(tasks, manager)
     with tempfile.TemporaryDirectory() as folder:
-        named = [_local(name, files[name], manager, Path(folder)) if name in files else name for name in tasks]
-        loaded = [manager.load(name) for name in named]
-        for found in loaded:
-            for name, task in found["tasks"].items():
-                refuse_unsafe(name, bool(getattr(task, "UNSAFE_CODE", False)))
+        named = [
+            _local(files[task], parts[place][_name(task, parts[place])], Path(folder) / str(place))
+            if task in files
+            else task
+            for place, task in enumerate(tasks)
+        ]
+        for spec in named:
+            for name, loaded in manager.load(spec)["tasks"].items():
+                refuse_unsafe(name, bool(getattr(loaded, "UNSAFE_CODE", False)))
         result: dict[str, Any] = simple_evaluate(model=lm, tasks=named, task_manager=manager, **settings)
     return result
 
 
-def _refuse_within(name: str, manager: Any, seen: set[str]) -> None:
-    """Refuse a task, or a group or tag with such a task in it, by what the index knows: nothing is imported."""
-    refuse_unsafe(name)
-    entry = manager.task_index.get(name)
-    if entry is None or name in seen:
-        return
-    seen.add(name)
-    config = entry.cfg or {}
-    refuse_unsafe(name, bool(config.get("unsafe_code")))
-    members = config.get("task")
-    inside = [m if isinstance(m, str) else m.get("task") or m.get("group") for m in members or []] if isinstance(
-        members, list
-    ) else []  # fmt: skip
-    for member in [*inside, *(entry.tags if entry.kind.name == "TAG" else ())]:
-        if isinstance(member, str):
-            _refuse_within(member, manager, seen)
+@lru_cache(maxsize=2)
+def _with_bundled(folders: tuple[str, ...]) -> Any:
+    return TaskManager(include_path=list(folders))
 
 
-def _local(name: str, path: Path, manager: Any, folder: Path) -> str:
-    """A task like the one of that name, over a local file."""
-    entry = manager.task_index.get(name)
-    if entry is None or entry.yaml_path is None or isinstance((entry.cfg or {}).get("task"), list):
-        raise ValueError(f"`data_files` names {name!r}, which is no single task: name the tasks of a group.")
-    task = folder / f"{name}.yaml"
+def _refused_or_known(tasks: Sequence[str], manager: Any) -> list[dict[str, Any]]:
+    """The parts of every task, none of them unsafe by its name or by what the index says."""
+    parts = [_parts(task, manager) for task in tasks]
+    for part in parts:
+        for name, entry in part.items():
+            refuse_unsafe(name, bool(entry is not None and (entry.cfg or {}).get("unsafe_code")))
+    return parts
+
+
+def _parts(task: str, manager: Any) -> dict[str, Any]:
+    """
+    A task and all that is in it, where it is a group or tag: name -> what the index knows, None for nothing.
+
+    Nothing is imported: the modules of lm-eval's code tasks run code when they are loaded.
+    """
+    path = Path(task)
+    if path.is_file():
+        near = TaskManager(include_path=[str(path.parent)], include_defaults=False).task_index.values()
+        return {entry.name: entry for entry in near if entry.yaml_path and entry.yaml_path.samefile(path)}
+    found: dict[str, Any] = {}
+    waiting = [task]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        entry = found[name] = manager.task_index.get(name)
+        if entry is None:
+            continue
+        members = (entry.cfg or {}).get("task")
+        listed = members if isinstance(members, list) else []
+        waiting += [m if isinstance(m, str) else str(m.get("task") or m.get("group")) for m in listed]
+        waiting += entry.tags if entry.kind.name == "TAG" else ()
+    return found
+
+
+def _name(task: str, parts: Mapping[str, Any]) -> str:
+    return task if task in parts else next(iter(parts), task)
+
+
+def _local(path: Path, entry: Any, folder: Path) -> str:
+    """A YAML file of a task like that one, over a local file."""
+    if entry is None or entry.yaml_path is None or entry.kind.name != "TASK":
+        name = "an unknown task" if entry is None else repr(entry.name)
+        raise ValueError(f"`data_files` names {name}, which is no single task: name the tasks of a group.")
     config = {
-        "include": str(entry.yaml_path),
-        "task": name,
+        "include": str(entry.yaml_path.resolve()),
+        "task": entry.name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
         "fewshot_split": None,
         "num_fewshot": 0,
     }
+    folder.mkdir()
+    task = folder / "task.yaml"
     task.write_text(json.dumps(config))  # JSON is YAML
     return str(task)
 

@@ -1,18 +1,22 @@
-"""Reading records of a published schema from local JSON and JSONL files."""
+"""Reading records of a published schema from local JSON and JSONL files, and from the Hub."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.\-\[\]%+]+))?")
+
 
 def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """Read a JSONL file, a JSON list, or every such file of a folder in the order of their names.
+    """Read a JSONL file, a JSON list, every such file of a folder in the order of their names, or a data set's split.
 
     Args:
-        path: File or folder.
+        path: File or folder; or, where there is none of that name, ``owner/name:config:split`` of a data set on the
+            Hub (``openai/gsm8k:main:train``; ``owner/name::test`` without a config, ``train`` without a split).
 
     Returns:
         (where the record is, for messages; the record).
@@ -28,12 +32,25 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         ...     [record for _, record in read_records(file.name)]
         [{'question': '1 + 1?'}]
     """
+    hub = HUB_NAME.fullmatch(str(path))
+    if hub is not None and not Path(path).exists() and Path(path).suffix not in (".json", ".jsonl"):
+        return _of_hub(str(path), hub["name"], hub["config"] or None, hub["split"] or "train")
     path = Path(path)
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
     records = [record for file in files for record in _of_file(file)]
     if not records:
         raise OSError(f"{path} holds no record; pass a .jsonl or .json file of the data set, or a folder of them.")
     return records
+
+
+def _of_hub(source: str, name: str, config: str | None, split: str) -> list[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, config, split=split)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{source} is no file here, and as a data set of the Hub it cannot be read: {error}") from error
+    return [(f"{source}, record {number}", dict(row)) for number, row in enumerate(rows, 1)]
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

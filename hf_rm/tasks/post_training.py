@@ -29,6 +29,7 @@ from ..evaluation.text import TextEvaluation, evaluate_text
 from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
+from ..training.arguments import MaskedTrainingArguments
 from ..training.stages import claim_folder
 from .text import TextSample, encode_samples
 
@@ -102,6 +103,7 @@ class PostTrainingArguments:
             "help": "'fill' learns end tokens to the end of the canvas, 'one' a single one (block-wise decoding)."
         },
     )
+    min_mask_rate: float = field(default=1e-3, metadata={"help": "Smallest masking rate of SFT."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank; 0 trains all weights."})
     history_decay: float = field(default=0.9, metadata={"help": "Decay of History Reference."})
     top_k: int = field(default=50, metadata={"help": "Wrong tokens a position in the frozen proposal."})
@@ -264,9 +266,9 @@ class PostTraining:
 
     def _train_sft(self, start: str, folder: Path, seed: int, steps: int, plain: bool = False) -> None:
         model = self._wrap(start, history=False)
-        shared = {item.name: getattr(self.training, item.name) for item in fields(MaskedSFTArguments) if item.init}
-        shared["model_init_kwargs"] = None
-        args = MaskedSFTArguments(**{**shared, **_of_stage(folder, seed, steps)})
+        args = MaskedSFTArguments(
+            **self._copied(MaskedTrainingArguments, folder, seed, steps), min_mask_rate=self.arguments.min_mask_rate
+        )
         trainer = MaskedSFTTrainer(
             model, args, train_dataset=self.rows, processing_class=self.tokenizer, peft_config=self._adapter(model)
         )
@@ -275,13 +277,11 @@ class PostTraining:
     def _train_rm(self, system: System, start: str, folder: Path, seed: int) -> None:
         proposal = self.proposal(system, seed)
         model = self._wrap(start, history=system.history, history_decay=self.arguments.history_decay)
-        changes = _of_stage(folder, seed, self.training.max_steps)
-        changes |= {"law": system.law, "pool_fraction": self.training.pool_fraction if system.pool else 0.0}
-        shared = {item.name: getattr(self.training, item.name) for item in fields(self.training) if item.init}
-        shared["model_init_kwargs"] = None
+        copied = self._copied(RMTrainingArguments, folder, seed, self.training.max_steps)
+        own = {"law": system.law, "pool_fraction": self.training.pool_fraction if system.pool else 0.0}
         trainer = RMTrainer(
             model,
-            type(self.training)(**{**shared, **changes}),
+            RMTrainingArguments(**{**copied, **own}),
             train_dataset=self.rows,
             processing_class=self.tokenizer,
             proposal=proposal,
@@ -305,6 +305,12 @@ class PostTraining:
         PartialState().wait_for_everyone()
         if self.training.push_to_hub and not plain:
             trainer.push_to_hub()
+
+    def _copied(self, kind: type, folder: Path, seed: int, steps: int) -> dict[str, Any]:
+        """The run's arguments for one stage; the model is loaded already."""
+        values = {item.name: getattr(self.training, item.name) for item in fields(kind) if item.init}
+        stage = {"output_dir": str(folder), "seed": seed, "max_steps": steps, "model_init_kwargs": None}
+        return {**values, **stage}
 
     def _wrap(self, name: str, **history: Any) -> RMForMaskedDiffusion:
         set_seed(0)  # nothing is drawn in wrapping; rows that a backbone lacks would be
@@ -384,7 +390,15 @@ class PostTraining:
 
 _START_SEED = 1_000_000
 # What the weights depend on: of every training, and of RM's alone.
-_RECIPE_SETTINGS = ("base", "sft_steps", "train_samples", "completion_length", "eos_tail", "lora_rank")
+_RECIPE_SETTINGS = (
+    "base",
+    "sft_steps",
+    "train_samples",
+    "completion_length",
+    "eos_tail",
+    "min_mask_rate",
+    "lora_rank",
+)
 _RM_RECIPE_SETTINGS = ("history_decay", "top_k", "probe", "probe_mask_rate", "harvest_samples")
 _TRAINING_SETTINGS = (
     "per_device_train_batch_size",
@@ -404,7 +418,3 @@ _RM_TRAINING_SETTINGS = (
     "edit_weight",
     "pool_fraction",
 )
-
-
-def _of_stage(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    return {"output_dir": str(folder), "seed": seed, "max_steps": steps}

@@ -99,6 +99,29 @@ class MaskedTrainer(Trainer):
             )
         return self.optimizer
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As in transformers; but whole weights are read as `from_pretrained` reads them, and none may be missing."""
+        if not self._load_whole(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_whole(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _load_whole(self, folder: str | None, model: Any) -> bool:
+        """
+        Load unsharded weights; False where they are an adapter's or spread over processes, which is not ours to read.
+
+        transformers would compare names as they are in the file. Families with published names of their own (LLaDA)
+        are saved under these: every weight would be missing, and training go on from what happened to be there.
+        """
+        spread = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if folder is None or spread or not any(Path(folder).glob("model*.safetensors")):
+            return False
+        widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=widest).state_dict())
+        return True
+
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> Any:

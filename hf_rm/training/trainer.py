@@ -8,10 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..configuration_rm import embedding_width
-from ..corruption import OnPolicyPool, Proposal, RMDataCollator, UniformProposal, build_law, oracle_labels
+from ..corruption import (
+    IGNORE_INDEX,
+    OnPolicyPool,
+    Proposal,
+    RMDataCollator,
+    UniformProposal,
+    build_law,
+    oracle_labels,
+)
 from ..generation_rules_rm import eq1_next_state
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
@@ -162,6 +171,7 @@ class RMTrainer(MaskedTrainer):
             "editable_mask": rows.editable,
             "labels": oracle_labels(rows.ids, rows.target, rows.editable, self.mask_token_id),
         }
+        first = {name: _lengthened(name, value, rows.ids.shape[1]) for name, value in first.items()}
         if "loss_weights" in first:
             # The collator's weights are those of the positions that a row's start has wrong: kept while the row lives.
             pooled["loss_weights"] = rows.weights
@@ -207,6 +217,12 @@ def build_collator(
         pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
+
+
+def _lengthened(name: str, value: Tensor, length: int) -> Tensor:
+    """A tensor (B, N) or (B, N, S) of a batch with padding on the right, to the length of the pool's longest row."""
+    behind = (0, 0) * (value.dim() - 2) + (0, length - value.shape[1])
+    return F.pad(value, behind, value=IGNORE_INDEX if name == "labels" else 0)
 
 
 def _segments(inputs: dict[str, Tensor]) -> HistorySegments:

@@ -90,3 +90,35 @@ def test_a_resumed_pool_goes_on_alike() -> None:
 def test_bad_sizes_are_refused(size: int, max_age: int) -> None:
     with pytest.raises(ValueError, match="size"):
         OnPolicyPool(size, width=2, max_age=max_age)
+
+
+def offered(pool: OnPolicyPool, length: int, real: int, value: int = 1, rows: int = 3) -> PoolRows:
+    """Rows of `length`, of which `real` positions count."""
+    start = torch.full((rows, length), value)
+    editable = (torch.arange(length) < real).expand(rows, -1)
+    return pool.refill(start, torch.full_like(start, 5), editable, editable.long(), editable.float())
+
+
+def test_rows_of_any_length_live_side_by_side() -> None:
+    pool = OnPolicyPool(2, width=2)
+    offered(pool, 6, real=4)
+    pool.advance(torch.full((2, 6), 2), HistoryState(torch.full((2, 6, 2), 0.5), torch.ones(2, dtype=torch.long)))
+    longer = offered(pool, 9, real=9)
+    assert longer.ids.shape == (2, 9)
+    assert longer.attention_mask.sum(-1).tolist() == [4, 4]
+    assert longer.ids[:, :4].unique().tolist() == [2]
+    assert longer.history.accumulator[:, :4].unique().tolist() == [0.5]
+    assert longer.history.accumulator[:, 6:].unique().tolist() == [0.0]
+    pool.advance(longer.ids, None)  # at rest: both leave
+    shorter = offered(pool, 3, real=3)
+    assert shorter.ids.shape == (2, 3)
+
+
+def test_padding_is_cut_but_no_row_that_stays() -> None:
+    pool = OnPolicyPool(2, width=2)
+    offered(pool, 9, real=5)
+    pool.advance(torch.full((2, 9), 2), None)
+    rows = offered(pool, 3, real=3)
+    assert rows.ids.shape == rows.editable.shape == rows.weights.shape == (2, 5)
+    assert rows.history.accumulator.shape == (2, 5, 2)
+    assert rows.attention_mask.sum(-1).tolist() == [5, 5]

@@ -32,6 +32,7 @@ from hf_rm.tasks.text import decoded, encode_samples, prompt_ids
 
 ROOT = Path(__file__).parents[2]
 CARD = ROOT / "model_cards" / "tiny-math-base"
+EAGER = {"attn_implementation": "eager"}  # not part of a saved model: to compare to the bit, it has to be named
 COMPUTE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
@@ -68,7 +69,10 @@ def test_the_corpus_is_the_one_the_base_was_trained_on():
     assert (sample.prompt, sample.completion) == FIRST_TEST_PROBLEM
 
 
-FIRST_TEST_PROBLEM = ("", "")
+FIRST_TEST_PROBLEM = (
+    "Henry starts with 10 toys. Ida has 2 times as many. How many do they have together?\n",
+    "10 * 2 = 20\n10 + 20 = 30\n#### 30",
+)
 
 
 def test_the_splits_share_neither_skeletons_nor_numbers(problems):
@@ -190,7 +194,7 @@ def test_a_saved_model_keeps_its_logits(tmp_path, tokenizer):
     model = build_tiny_math_model(3, hidden_size=16, intermediate_size=32, num_layers=1).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    loaded = RMForMaskedDiffusion.from_backbone(str(tmp_path), history=True).eval()
+    loaded = RMForMaskedDiffusion.from_backbone(str(tmp_path), backbone_kwargs=EAGER, history=True).eval()
     ids = torch.tensor([tokenizer("Anna has 12 pens.")["input_ids"]])
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -204,10 +208,10 @@ def test_the_published_base_loads_in_every_way(tokenizer):
     assert sum(file.stat().st_size for file in CARD.iterdir()) < 6_000_000
     loaded = AutoTokenizer.from_pretrained(CARD)
     assert loaded.get_vocab() == tokenizer.get_vocab()
-    plain = AutoModelForMaskedLM.from_pretrained(CARD)
+    plain = AutoModelForMaskedLM.from_pretrained(CARD, **EAGER)
     assert plain.num_parameters() <= 1_500_000 and plain.config.mask_token_id == loaded.mask_token_id
     assert AutoModel.from_pretrained(CARD).config.model_type == "llada"
-    wrapped = RMForMaskedDiffusion.from_backbone(str(CARD), history=True)
+    wrapped = RMForMaskedDiffusion.from_backbone(str(CARD), backbone_kwargs=EAGER, history=True)
     assert wrapped.config.mask_token_id == loaded.mask_token_id
     ids = torch.tensor([loaded("12 + 5 =")["input_ids"]])
     with torch.no_grad():
@@ -219,7 +223,7 @@ def test_the_published_base_knows_sums(tokenizer):
     model = AutoModelForMaskedLM.from_pretrained(CARD)
     sheets = generate_sheets(40, seed=987_654, lines=7)
     ids = torch.tensor(tokenizer(sheets)["input_ids"])
-    results = [i for i in range(4, ids.shape[1], 6)]
+    results = list(range(4, ids.shape[1], 6))
     asked = ids.clone()
     asked[:, results[3]] = tokenizer.mask_token_id
     with torch.no_grad():
@@ -227,7 +231,7 @@ def test_the_published_base_knows_sums(tokenizer):
     assert (guess == ids[:, results[3]]).float().mean() > KNOWN_SUMS
 
 
-KNOWN_SUMS = 0.5
+KNOWN_SUMS = 0.7  # 0.88 of 300 on another sheet set
 
 
 # The recipe
@@ -246,7 +250,7 @@ def test_the_recipe_trains_saves_and_does_nothing_twice(tmp_path):
     assert first.returncode == 0, first.stderr
     model = RMForMaskedDiffusion.from_backbone(str(out))
     assert model.config.text_config.hidden_size == 16
-    assert "4 steps of 4 windows, seed 0" in (out / "README.md").read_text()
+    assert "4 steps of 4 windows, seed 0" in " ".join((out / "README.md").read_text().split())
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "finished before" in again.stdout
     shutil.rmtree(out)

@@ -17,7 +17,7 @@ MAX_LENGTH = PROMPT_LENGTH + CANVAS_LENGTH
 
 def build_math_tokenizer() -> PreTrainedTokenizerFast:
     """
-    Words, signs and the numbers 0 to 60 as single tokens; spaces are put back in decoding.
+    Words, signs and the numbers 0 to 30 as single tokens; spaces are put back in decoding.
 
     A number is one token because the corpus has no other numbers: its arithmetic is a table that a small model can
     learn, a text is short, and a slip is a wrong number rather than a broken one.
@@ -27,7 +27,7 @@ def build_math_tokenizer() -> PreTrainedTokenizerFast:
         >>> text = "Anna has 12 pens. How many are left?\\n12 - 5 = 7\\n#### 7"
         >>> ids = tokenizer(text)["input_ids"]
         >>> len(ids), tokenizer.decode(ids) == text
-        (18, True)
+        (19, True)
     """
     numbers = [str(number) for number in range(LARGEST + 1)]
     entries = [PAD, EOS, MASK, UNKNOWN, *numbers, *vocabulary()]

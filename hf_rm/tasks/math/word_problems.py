@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
 """
-Word problems with worked solutions in GSM8K's manner, made by rule: 2 to 6 operations, every number from 1 to 60.
+Word problems with worked solutions in GSM8K's manner, made by rule: 2 to 6 operations, every number from 1 to 30.
 
 A problem is an opening, some events and a question (its *skeleton*), filled with numbers, names and things. One
 quantity runs through it; some sentences need a quantity of their own first (``3 bags of 6 pens``), so that a later
@@ -21,7 +21,7 @@ from typing import Literal
 
 from ..text import TextSample
 
-LARGEST = 60
+LARGEST = 30
 """No number in a problem or its solution is larger."""
 OPERATIONS = (2, 3, 4, 5, 6)
 """How many steps a solution may have; each number of steps is equally frequent."""
@@ -64,32 +64,32 @@ def _divisor(rng: Random, value: int) -> int | None:
 
 
 def _start(rng: Random, value: int) -> Filled | None:
-    n = rng.randint(5, 30)
+    n = rng.randint(5, 20)
     return {"n": n}, [], n
 
 
 def _start_packs(rng: Random, value: int) -> Filled | None:
-    k, n = rng.randint(2, 6), rng.randint(2, 6)
+    k, n = rng.randint(2, 5), rng.randint(2, 5)
     return {"k": k, "n": n}, [(k, "*", n, k * n)], k * n
 
 
 def _start_sum(rng: Random, value: int) -> Filled | None:
-    n, k = rng.randint(2, 12), rng.randint(2, 12)
+    n, k = rng.randint(2, 9), rng.randint(2, 9)
     return {"n": n, "k": k}, [(n, "+", k, n + k)], n + k
 
 
 def _gain(rng: Random, value: int) -> Filled | None:
-    n = rng.randint(2, 12)
+    n = rng.randint(2, 9)
     return {"n": n}, [(value, "+", n, value + n)], value + n
 
 
 def _lose(rng: Random, value: int) -> Filled | None:
-    n = rng.randint(2, 12)
+    n = rng.randint(2, 9)
     return {"n": n}, [(value, "-", n, value - n)], value - n
 
 
 def _times(rng: Random, value: int) -> Filled | None:
-    k = rng.randint(2, 5)
+    k = rng.randint(2, 4)
     return {"k": k}, [(value, "*", k, value * k)], value * k
 
 
@@ -107,12 +107,12 @@ def _half(rng: Random, value: int) -> Filled | None:
 
 
 def _gain_packs(rng: Random, value: int) -> Filled | None:
-    k, n = rng.randint(2, 6), rng.randint(2, 6)
+    k, n = rng.randint(2, 5), rng.randint(2, 5)
     return {"k": k, "n": n}, [(k, "*", n, k * n), (value, "+", k * n, value + k * n)], value + k * n
 
 
 def _lose_packs(rng: Random, value: int) -> Filled | None:
-    k, n = rng.randint(2, 6), rng.randint(2, 6)
+    k, n = rng.randint(2, 5), rng.randint(2, 5)
     return {"k": k, "n": n}, [(k, "*", n, k * n), (value, "-", k * n, value - k * n)], value - k * n
 
 
@@ -121,22 +121,22 @@ def _ask(rng: Random, value: int) -> Filled | None:
 
 
 def _missing(rng: Random, value: int) -> Filled | None:
-    n = value + rng.randint(2, 12)
-    return {"n": n}, [(n, "-", value, n - value)], n - value
+    n = value + rng.randint(2, 9)
+    return None if n > LARGEST else ({"n": n}, [(n, "-", value, n - value)], n - value)
 
 
 def _together_more(rng: Random, value: int) -> Filled | None:
-    n = rng.randint(2, 12)
+    n = rng.randint(2, 9)
     return {"n": n}, [(value, "+", n, value + n), (value, "+", value + n, 2 * value + n)], 2 * value + n
 
 
 def _together_fewer(rng: Random, value: int) -> Filled | None:
-    n = rng.randint(2, 12)
+    n = rng.randint(2, 9)
     return {"n": n}, [(value, "-", n, value - n), (value, "+", value - n, 2 * value - n)], 2 * value - n
 
 
 def _together_times(rng: Random, value: int) -> Filled | None:
-    k = rng.randint(2, 5)
+    k = rng.randint(2, 4)
     return {"k": k}, [(value, "*", k, value * k), (value, "+", value * k, value * (k + 1))], value * (k + 1)
 
 
@@ -268,8 +268,9 @@ def _numbers(rng: Random, parts: tuple[Part, ...]) -> tuple[list[dict[str, int]]
         if filled is None:
             return None
         numbers, new, value = filled
-        if any(not 1 <= step[3] <= LARGEST for step in new) or max(numbers.values(), default=0) > LARGEST:
-            return None
+        for step in new:
+            if not 0 < step[3] <= LARGEST:
+                return None
         stated.append(numbers)
         steps += new
     return stated, steps
@@ -279,7 +280,7 @@ def _make(rng: Random, split: Split) -> WordProblem:
     operations = rng.choice(OPERATIONS)
     while True:
         parts = _skeleton(rng, operations, split)
-        for _ in range(12):  # some skeletons seldom stay within 1 to 60: another one then
+        for _ in range(12):  # some skeletons seldom stay within 1 to 30: another one then
             drawn = _numbers(rng, parts)
             if drawn is None:
                 continue
@@ -358,7 +359,7 @@ def _facts(rng: Random) -> Iterator[str]:
     while True:
         sign = rng.choice("+++---*/")
         if sign in "+-":
-            right = rng.randint(2, 12) if rng.random() < 0.7 else rng.randint(2, 36)
+            right = rng.randint(2, 9) if rng.random() < 0.7 else rng.randint(2, 25)
             left = rng.randint(1, LARGEST - right)
             yield f"{left} + {right} = {left + right}" if sign == "+" else f"{left + right} - {right} = {left}"
         else:

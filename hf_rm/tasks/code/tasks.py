@@ -1,0 +1,84 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Code tasks for the recipes: MBPP in the paper's proportions, HumanEval for evaluation, graded in the sandbox."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from ..text import TextSample
+from .problems import CodeProblem, read_humaneval, read_mbpp, split_problems
+from .verify import verify_code
+
+CODE_TASKS = ("mbpp", "humaneval")
+FENCED = "```python\n{code}\n```"
+
+
+class CodeTask:
+    """
+    MBPP, split 30 / 70 by a documented seed unless test data is given; or HumanEval as held-out data.
+
+    A completion is a fenced block; what is graded is the program in it, run against the tests in the sandbox.
+
+    Args:
+        name: ``"mbpp"`` or ``"humaneval"``: what the test data is.
+        train_data: MBPP to train on: a file, a folder or ``owner/name:config:split``.
+        test_data: Held-out data of the kind that `name` says. Without it, 70 % of `train_data`.
+        timeout: Seconds a program may run.
+        sandbox: Further settings of [`~hf_rm.evaluation.sandbox.run_code`].
+
+    Raises:
+        ValueError: For an unknown name, or HumanEval without test data.
+        OSError: For data that is not there.
+
+    Example:
+        >>> task = CodeTask("mbpp", "mbpp_train.jsonl")  # doctest: +SKIP
+        >>> len(task.train()), len(task.test())  # doctest: +SKIP
+        (142, 332)
+    """
+
+    def __init__(
+        self,
+        name: str = "mbpp",
+        train_data: str | None = None,
+        test_data: str | None = None,
+        timeout: float = 10.0,
+        **sandbox: Any,
+    ) -> None:
+        if name not in CODE_TASKS:
+            raise ValueError(f"`task` is {name!r}: pass one of {', '.join(map(repr, CODE_TASKS))}.")
+        if test_data is None and (name == "humaneval" or train_data is None):
+            missing = "`test_data`" if name == "humaneval" else "`train_data`, `test_data` or both"
+            raise ValueError(f"task {name!r} has no data to be held out: pass {missing}.")
+        self.name, self.train_data, self.test_data = name, train_data, test_data
+        self.sandbox = {"timeout": timeout, **sandbox}
+
+    def train(self) -> list[TextSample]:
+        """Training problems with their solutions."""
+        if self.train_data is None:
+            raise ValueError(f"task {self.name!r} has no training data: pass `train_data`, an MBPP file.")
+        return [self._sample(problem) for problem in self._parts[0]]
+
+    def test(self) -> list[TextSample]:
+        """Held-out problems."""
+        return [self._sample(problem) for problem in self._parts[1]]
+
+    def grade(self, sample: TextSample, text: str) -> bool:
+        """Whether the program in a completion passes its problem's tests."""
+        return verify_code(self._by_key[sample.key], text, **self.sandbox).passed
+
+    @cached_property
+    def _parts(self) -> tuple[list[CodeProblem], list[CodeProblem]]:
+        train = [] if self.train_data is None else read_mbpp(self.train_data)
+        if self.test_data is None:
+            return split_problems(train)
+        test = read_humaneval(self.test_data) if self.name == "humaneval" else read_mbpp(self.test_data)
+        held_out = {problem.task_id for problem in test}
+        return [problem for problem in train if problem.task_id not in held_out], test
+
+    @cached_property
+    def _by_key(self) -> dict[str, CodeProblem]:
+        return {problem.task_id: problem for part in self._parts for problem in part}
+
+    def _sample(self, problem: CodeProblem) -> TextSample:
+        return TextSample(problem.task_id, problem.prompt, FENCED.format(code=problem.solution.strip()))

@@ -1,0 +1,213 @@
+"""Multiple choice by likelihood: both scores against slow forms, ARC in both schemas."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import wrapped
+from tiny_text import MASK, character_tokenizer
+
+from hf_rm.evaluation import evaluate_multiple_choice, score_continuations
+from hf_rm.tasks.multiple_choice import ChoiceProblem, read_arc
+
+TOKENIZER = character_tokenizer()
+RESERVED = [2, 40]
+PAIRS = [("What is ice?", " hot"), ("What is ice?", " cold water"), ("a", "b"), ("", "cb"), ("ab", "c")]
+
+
+def network(seed: int = 0, **config: Any) -> Any:
+    return wrapped(seed, vocab_size=len(TOKENIZER), suppressed_token_ids=RESERVED, **config)
+
+
+@torch.no_grad()
+def slow_log_p(model: Any, prompt: list[int], answer: list[int], places: tuple[int, ...]) -> tuple[float, bool]:
+    """The sum of log p at the masked places, from all logits of one row."""
+    ids = torch.tensor([prompt + answer])
+    begin = len(prompt)
+    for place in places:
+        ids[0, begin + place] = MASK
+    editable = torch.arange(ids.shape[1])[None] >= begin
+    logits = model(input_ids=ids, editable_mask=editable).logits[0]
+    logits[:, [MASK, *RESERVED]] = -torch.inf
+    log_p = logits.double().log_softmax(-1)
+    rows = [log_p[begin + place] for place in places]
+    tokens = [answer[place] for place in places]
+    return (
+        float(sum(row[token] for row, token in zip(rows, tokens, strict=True))),
+        all(int(row.argmax()) == token for row, token in zip(rows, tokens, strict=True)),
+    )
+
+
+def encoded(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("config", [{"history": False}, {"history_norm": "rms"}, {"history_scope": "editable"}])
+def test_one_forward_pass_is_the_sum_at_the_masks(config: dict[str, Any]) -> None:
+    model = network(**config)
+    scores = score_continuations(model, TOKENIZER, PAIRS, batch_size=3)
+    for score, (prompt, answer) in zip(scores, PAIRS, strict=True):
+        tokens = encoded(answer)
+        slow, greedy = slow_log_p(model, encoded(prompt), tokens, tuple(range(len(tokens))))
+        assert score.log_likelihood == pytest.approx(slow, abs=1e-4)
+        assert (score.greedy, score.tokens) == (greedy, len(tokens))
+
+
+def test_greedy_means_the_most_probable_tokens() -> None:
+    model = network()
+    tokens = encoded(" 12")
+    ids = torch.tensor([encoded("1, 2") + [MASK] * len(tokens)])
+    logits = model(input_ids=ids).logits[0, -len(tokens) :]
+    logits[:, [MASK, 1, *RESERVED]] = -torch.inf
+    best = TOKENIZER.decode(logits.argmax(-1))
+    (score,) = score_continuations(model, TOKENIZER, [("1, 2", best)])
+    assert score.tokens == len(tokens)
+    assert score.greedy == all(logits.argmax(-1) == torch.tensor(encoded(best))) and score.greedy
+    assert not score_continuations(model, TOKENIZER, [("1, 2", best[:-1] + "~")])[0].greedy
+
+
+def exact_bound(model: Any, prompt: str, answer: str) -> float:
+    """The mean over l of 1..L and over all subsets of that size."""
+    tokens = encoded(answer)
+    length = len(tokens)
+    means = []
+    for count in range(1, length + 1):
+        subsets = list(combinations(range(length), count))
+        values = [slow_log_p(model, encoded(prompt), tokens, subset)[0] for subset in subsets]
+        means.append(length / count * float(np.mean(values)))
+    return float(np.mean(means))
+
+
+def test_monte_carlo_comes_to_the_exact_mean() -> None:
+    model = network()
+    pairs = [("What is ice?", " cold"), ("a", "bc")]
+    scores = score_continuations(model, TOKENIZER, pairs, num_samples=600, batch_size=200)
+    for score, pair in zip(scores, pairs, strict=True):
+        assert score.log_likelihood == pytest.approx(exact_bound(model, *pair), rel=0.03)
+    # One token leaves no choice of what to mask.
+    single = [("ab", "c")]
+    assert score_continuations(model, TOKENIZER, single, num_samples=3)[0].log_likelihood == pytest.approx(
+        score_continuations(model, TOKENIZER, single)[0].log_likelihood, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("num_samples", [None, 5])
+def test_scores_do_not_depend_on_batches_or_order(num_samples: int | None) -> None:
+    model = network()
+    one = score_continuations(model, TOKENIZER, PAIRS, num_samples, batch_size=1)
+    many = score_continuations(model, TOKENIZER, PAIRS[::-1], num_samples, batch_size=64)[::-1]
+    for left, right in zip(one, many, strict=True):
+        assert left.log_likelihood == pytest.approx(right.log_likelihood, abs=1e-4)
+        assert left.greedy == right.greedy
+    if num_samples:
+        other = score_continuations(model, TOKENIZER, PAIRS, num_samples, seed=1)
+        assert [s.log_likelihood for s in other] != [s.log_likelihood for s in one]
+
+
+def test_the_best_choice_wins_by_each_normalisation() -> None:
+    model = network()
+    rng = np.random.default_rng(0)
+    problems = [
+        ChoiceProblem(str(i), f"{i} + {i}?", tuple("abcdefghij"[: 1 + int(n)] for n in rng.permutation(9)[:4]), i % 4)
+        for i in range(12)
+    ]
+    chosen = {}
+    for normalise in ("none", "tokens", "characters"):
+        result = evaluate_multiple_choice(model, TOKENIZER, problems, normalise=normalise)  # type: ignore[arg-type]
+        sizes = {
+            "none": lambda text: 1,
+            "tokens": lambda text: len(text) + 1,  # the space in front
+            "characters": len,
+        }[normalise]
+        for problem, scores, best in zip(problems, result.scores, result.chosen, strict=True):
+            values = [
+                slow_log_p(model, encoded(problem.prompt), encoded(c), tuple(range(len(c))))[0] / sizes(c[1:])
+                for c in problem.continuations
+            ]
+            assert [s.log_likelihood for s in scores] == pytest.approx(
+                [v * sizes(c) for v, c in zip(values, problem.choices, strict=True)], abs=1e-3
+            )
+            assert best == int(np.argmax(values))
+        assert result.accuracy.value == np.mean(result.chosen == [problem.answer for problem in problems])
+        chosen[normalise] = result.chosen.tolist()
+    assert chosen["none"] != chosen["tokens"]
+
+
+def test_the_head_sees_the_masked_positions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    shapes = []
+    head = model.model.lm_head
+    head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    score_continuations(model, TOKENIZER, [("a long question, and more of it", " no"), ("b", " yes")])
+    assert shapes == [(2, 4, len(TOKENIZER))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([("a", "")],), "has no token|at least one token"),
+        (([("a", "[MASK]")],), "the mask and reserved ids"),
+        (([("a" * 200, "b")],), "200|201"),
+        ((PAIRS, 0), "`num_samples` is 0"),
+        ((PAIRS, None, 0), "`batch_size` is 0"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_continuations(network(), TOKENIZER, *arguments)
+    with pytest.raises(ValueError, match="`problems` is empty"):
+        evaluate_multiple_choice(network(), TOKENIZER, [])
+    with pytest.raises(ValueError, match="`normalise` is 'x'"):
+        evaluate_multiple_choice(network(), TOKENIZER, [ChoiceProblem("", "", ("a",), 0)], normalise="x")  # type: ignore
+
+
+# ARC
+
+HUB = {
+    "id": "a",
+    "question": " What is ice? ",
+    "choices": {"text": ["Fire.", "Water."], "label": ["A", "B"]},
+    "answerKey": "B",
+}
+AI2 = {
+    "id": "b",
+    "question": {
+        "stem": "What is steam?",
+        "choices": [{"text": "Water.", "label": "1"}, {"text": "Fire.", "label": "2"}, {"text": "Air.", "label": "3"}],
+    },
+    "answerKey": "1",
+}
+
+
+def test_both_schemas_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "arc.jsonl"
+    path.write_text("\n".join(map(json.dumps, (HUB, AI2))))
+    assert read_arc(path) == [
+        ChoiceProblem("a", "What is ice?", ("Fire.", "Water."), 1),
+        ChoiceProblem("b", "What is steam?", ("Water.", "Fire.", "Air."), 0),
+    ]
+    sample = read_arc(path)[0].sample
+    assert (sample.prompt, sample.completion) == ("Question: What is ice?\nAnswer:", " Water.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answerKey": "C"}, r"record 1 has the 'answerKey' 'C', but its labels are \['A', 'B'\]"),
+        ({"answerKey": ""}, "empty 'answerKey'"),
+        ({"choices": {"text": ["One."], "label": ["A"]}}, "each needs a text"),
+        ({"choices": {"text": ["One.", " "], "label": ["A", "B"]}}, "each needs a text"),
+        ({"choices": {"text": ["One.", "Two."], "label": ["A", "A"]}}, "each needs a text"),
+        ({"choices": {"text": ["One.", "Two."]}}, "no column 'label'"),
+        ({"question": {"stem": "What?"}}, "no column 'choices'"),
+    ],
+)
+def test_bad_records_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "arc.jsonl"
+    path.write_text(json.dumps({**HUB, **change}))
+    with pytest.raises(ValueError, match=message):
+        read_arc(path)

@@ -1,0 +1,207 @@
+"""What the text recipes train on and grade: splits, held-out problems, gold solutions, data by Hub name."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hf_rm.evaluation.sandbox import sandbox_available
+from hf_rm.tasks._records import read_records
+from hf_rm.tasks.code.tasks import CodeTask
+from hf_rm.tasks.math.tasks import MathTask, WordProblems, build_math_task
+from hf_rm.tasks.text import TextSample, decoded, encode_samples
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def gsm8k(count: int = 60, start: int = 0) -> list[dict]:
+    return [
+        {"question": f"What is {i} + {i}?", "answer": f"{i} + {i} = <<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i:,}"}
+        for i in range(start, start + count)
+    ]
+
+
+MATH = [
+    {
+        "problem": r"What is $\frac12+\frac12$?",
+        "solution": r"It is $\boxed{1}$.",
+        "type": "Algebra",
+        "level": "Level 1",
+    },
+    {"problem": "Half of 1?", "solution": r"So $\boxed{\frac{1}{2}}$.", "type": "Prealgebra", "level": "Level 2"},
+]
+CMATH = [
+    {"question": "3加5等于几?", "golden": "8", "grade": 1},
+    {"question": "9减2等于几?", "golden": "7", "grade": 2},
+]
+MBPP = [
+    {
+        "task_id": i,
+        "text": f"Write a function to add {i}.",
+        "code": f"def add_{i}(x):\r\n  return x + {i}",
+        "test_list": [f"assert add_{i}(1) == {i + 1}", f"assert add_{i}(5) == {i + 5}"],
+    }
+    for i in range(1, 11)
+]
+HUMANEVAL = [
+    {
+        "task_id": "HumanEval/0",
+        "prompt": 'def double(x):\n    """Twice x."""\n',
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "entry_point": "double",
+    }
+]
+
+
+def verdicts(task, shift: int = 0) -> list[bool]:
+    """Grades of the gold completions, or of those of other samples."""
+    samples = [sample for sample in task.test() if sample.completion]
+    return [task.grade(sample, samples[(i + shift) % len(samples)].completion) for i, sample in enumerate(samples)]
+
+
+def test_gold_solutions_are_right_and_others_wrong(tmp_path):
+    tasks = [
+        WordProblems(4, 20),
+        MathTask("gsm8k", test_data=write(tmp_path / "gsm8k.jsonl", gsm8k())),
+        MathTask("math", test_data=write(tmp_path / "math.jsonl", MATH)),
+    ]
+    for task in tasks:
+        assert all(verdicts(task)), task.name
+        assert sum(verdicts(task, shift=1)) <= 2, task.name
+
+
+@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+def test_gold_programs_pass_and_others_do_not(tmp_path):
+    for task in (
+        CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP)),
+        CodeTask("humaneval", test_data=write(tmp_path / "humaneval.jsonl", HUMANEVAL)),
+    ):
+        assert all(verdicts(task)), task.name
+    assert not any(verdicts(CodeTask("mbpp", str(tmp_path / "mbpp.jsonl")), shift=1))
+
+
+def test_a_tenth_is_held_out_where_there_is_no_test_data(tmp_path):
+    path = write(tmp_path / "train.jsonl", gsm8k(200))
+    task = MathTask("gsm8k", path)
+    train, test = task.train(), task.test()
+    assert {sample.key for sample in train}.isdisjoint(sample.key for sample in test)
+    assert len(train) + len(test) == 200 and 8 <= len(test) <= 32
+    shuffled = MathTask("gsm8k", write(tmp_path / "again.jsonl", gsm8k(200)[::-1]))
+    assert {sample.key for sample in shuffled.test()} == {sample.key for sample in test}
+
+
+def test_training_problems_that_are_held_out_too_are_dropped(tmp_path):
+    train, test = write(tmp_path / "a.jsonl", gsm8k(20)), write(tmp_path / "b.jsonl", gsm8k(20, start=15))
+    task = MathTask("gsm8k", train, test)
+    assert len(task.train()) == 15 and task.excluded == 5
+    code = CodeTask("mbpp", write(tmp_path / "c.jsonl", MBPP[:6]), write(tmp_path / "d.jsonl", MBPP[4:]))
+    assert [sample.key for sample in code.train()] == ["1", "2", "3", "4"]
+
+
+def test_mbpp_is_split_in_the_papers_proportions(tmp_path):
+    task = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP))
+    assert (len(task.train()), len(task.test())) == (3, 7)
+    assert task.train()[0].completion.startswith("```python\ndef add_")
+
+
+def test_groups_and_prompts(tmp_path):
+    math = MathTask("math", test_data=write(tmp_path / "math.jsonl", MATH), template="Q: {question}\nA: ")
+    assert [sample.group for sample in math.test()] == ["Algebra", "Prealgebra"]
+    assert math.test()[1].prompt == "Q: Half of 1?\nA: "
+    cmath = MathTask("cmath", test_data=write(tmp_path / "cmath.jsonl", CMATH))
+    assert [(sample.group, sample.answer) for sample in cmath.test()] == [("1", "8"), ("2", "7")]
+    assert cmath.grade(cmath.test()[0], "3 + 5 = 8\n#### 8.0") and not cmath.grade(cmath.test()[0], "8")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda p: MathTask("gsm9k", p), "`task` is 'gsm9k': pass one of 'gsm8k', 'math', 'cmath'"),
+        (lambda p: MathTask("gsm8k"), "has no data"),
+        (lambda p: MathTask("gsm8k", p, template="hello"), r"`template` is 'hello': it needs \{question\}"),
+        (lambda p: MathTask("gsm8k", test_data=p).train(), "no training data"),
+        (lambda p: MathTask("gsm8k", test_data=p).test(), "'about two', which is no number"),
+        (lambda p: CodeTask("mbpp"), "no data to be held out"),
+        (lambda p: CodeTask("humaneval", p), "pass `test_data`"),
+        (lambda p: build_math_task("word-problems", p), "makes its own problems"),
+    ],
+)
+def test_bad_tasks_are_named(tmp_path, build, message):
+    path = write(tmp_path / "words.jsonl", [{"question": "1 + 1?", "answer": "#### about two"}])
+    with pytest.raises(ValueError, match=message):
+        build(path)
+
+
+def test_training_data_without_solutions_is_refused(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(30)]
+    with pytest.raises(ValueError, match="has a solution to learn from"):
+        MathTask("math", write(tmp_path / "answers.jsonl", rows)).train()
+
+
+def test_a_name_of_the_hub_is_looked_up_there(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(gsm8k(2))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_records("openai/gsm8k:main:test")[1][1]["question"] == "What is 1 + 1?"
+    read_records("openai/gsm8k")
+    read_records("HuggingFaceH4/MATH-500::test")
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("openai/gsm8k", None, "train"),
+        ("HuggingFaceH4/MATH-500", None, "test"),
+    ]
+
+
+def test_a_file_that_is_missing_is_no_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("looked up"))
+    with pytest.raises(OSError):
+        read_records("data/train.jsonl")
+
+    def refused(*args, **kwargs):
+        raise FileNotFoundError("no such data set")
+
+    monkeypatch.setattr(datasets, "load_dataset", refused)
+    with pytest.raises(OSError, match="owner/name:main:train is no file here"):
+        read_records("owner/name:main:train")
+
+
+class Words:
+    """A tokenizer of single characters."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [*([1] if add_special_tokens else []), *map(ord, text)]}
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(map(chr, ids))
+
+
+def test_completions_fill_the_canvas_with_end_tokens():
+    samples = [TextSample("a", "1+1=", "2"), TextSample("b", "1+1=", "it is two")]
+    encoded = encode_samples(samples, Words(), 20, completion_length=4)
+    assert encoded.too_long == ["b"]
+    [row] = encoded.rows
+    assert row["input_ids"] == [1, *map(ord, "1+1=2"), 0, 0, 0]
+    assert row["editable_mask"] == [False] * 5 + [True] * 4
+    assert decoded(row["input_ids"][5:], Words()) == "2"
+    [short, long] = encode_samples(samples, Words(), 20, tail="one").rows
+    assert short["input_ids"][5:] == [ord("2"), 0] and len(long["input_ids"]) == 15
+
+
+def test_empty_completions_and_tails_without_a_length_are_named():
+    with pytest.raises(ValueError, match="sample 'a' has an empty completion"):
+        encode_samples([TextSample("a", "1+1=", " ")], Words(), 20, tail="one")
+    with pytest.raises(ValueError, match="`completion_length` is None"):
+        encode_samples([TextSample("a", "1+1=", "2")], Words(), 20)
+    with pytest.raises(ValueError, match="none of 1 samples fits"):
+        encode_samples([TextSample("a", "1+1=", "2")], Words(), 5, tail="one")
