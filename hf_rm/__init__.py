@@ -17,6 +17,7 @@ from .configuration_rm import RMConfig
 from .families_rm import ILLaDAForCausalLM, LLaDAModelLM
 from .llada import CONFIGS, LLaDAConfig, register_conversions
 from .modeling_rm import RMForMaskedDiffusion
+from .remedi_rm import RemeDiConfig, RemeDiForMaskedDiffusion
 
 if TYPE_CHECKING:
     from .corruption import RMDataCollator as RMDataCollator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .generation_rm import ReflectiveGenerationMixin as ReflectiveGenerationMixin
     from .history import HistorySegments as HistorySegments
     from .history import HistoryState as HistoryState
+    from .training import RemaskSFTArguments as RemaskSFTArguments
+    from .training import RemaskSFTTrainer as RemaskSFTTrainer
     from .training import RMTrainer as RMTrainer
     from .training import RMTrainingArguments as RMTrainingArguments
 
@@ -39,14 +42,26 @@ _LAZY = {
     "RMDataCollator": "corruption",
     "RMTrainer": "training",
     "RMTrainingArguments": "training",
+    "RemaskSFTArguments": "training",
+    "RemaskSFTTrainer": "training",
 }
-__all__ = ["LLaDAConfig", "LLaDAModelLM", "RMConfig", "RMForMaskedDiffusion", *sorted(_LAZY)]
+__all__ = [
+    "LLaDAConfig",
+    "LLaDAModelLM",
+    "RMConfig",
+    "RMForMaskedDiffusion",
+    "RemeDiConfig",
+    "RemeDiForMaskedDiffusion",
+    *sorted(_LAZY),
+]
 
 register_conversions()
-for _type, _config in {RMConfig.model_type: RMConfig, **CONFIGS}.items():
+_WRAPPERS: dict[type[RMConfig], Any] = {RMConfig: RMForMaskedDiffusion, RemeDiConfig: RemeDiForMaskedDiffusion}
+for _type, _config in {**{_config.model_type: _config for _config in _WRAPPERS}, **CONFIGS}.items():
     AutoConfig.register(_type, _config, exist_ok=True)
 for _auto in (AutoModel, AutoModelForMaskedLM):
-    _auto.register(RMConfig, RMForMaskedDiffusion, exist_ok=True)
+    for _config, _wrapper in _WRAPPERS.items():
+        _auto.register(_config, _wrapper, exist_ok=True)
 for _model in (LLaDAModelLM, ILLaDAForCausalLM):
     # Their repositories name remote code for causal models too: whoever loads one so gets the native class.
     for _auto in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from .configuration_rm import check_mask_token
+from .configuration_rm import blocks_from_answer, check_mask_token
 from .generation_canvas_rm import (
     Canvas,
     block_schedule,
@@ -170,7 +170,8 @@ class ReflectiveGenerationMixin:
         blocks = _attention_blocks(self.config, config)
         self._warn_of_untrained_head(config)
         # 2. the canvas
-        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks)
+        from_answer = blocks_from_answer(self.config)
+        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
         # 3. the loop
         return _DenoisingLoop(self, config, canvas, mask_token_id, generator).run(streamer, progress_bar)
 

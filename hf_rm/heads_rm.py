@@ -45,6 +45,11 @@ def real_positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+def answer_start(editable_mask: Tensor, places: Tensor) -> Tensor:
+    """(B, 1) the least of the places (1 or B, N) at which a row may change."""
+    return places.expand(editable_mask.shape).masked_fill(~editable_mask, places.shape[-1]).amin(-1, keepdim=True)
+
+
 def position_logits(
     model: PreTrainedModel, positions: Tensor | None, sources: Tensor | None = None, **inputs: Any
 ) -> Tensor:

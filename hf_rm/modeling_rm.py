@@ -34,10 +34,10 @@ from .adapters_rm import (
     refuse_plain_adapter,
     take_over_placement,
 )
-from .configuration_rm import RMConfig, embedding_width
+from .configuration_rm import RMConfig, blocks_from_answer, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import LogitsReader, position_logits, read_logits, real_positions
+from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
 from .vocabulary_rm import reserved_token_ids, tokenizer_beside
@@ -73,7 +73,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         ValueError: for a configuration that cannot work; see [`RMConfig`].
     """
 
-    config_class = RMConfig
+    config_class: ClassVar[type[RMConfig]] = RMConfig
     config: RMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -148,7 +148,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             config_kwargs["suppressed_token_ids"] = known or reserved_token_ids(
                 tokenizer(), backbone.config.get_text_config().vocab_size
             )
-        config = RMConfig(
+        config = cls.config_class(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
             mask_token_id=find_mask_token_id(backbone, tokenizer) if mask_token_id is None else mask_token_id,
@@ -264,7 +264,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             history (`HistoryState`, `HistorySegments`, or a list of them, *optional*): everything before the current
                 state. In a list each holds the next rows of the batch. Default: nothing came before.
             editable_mask (`Tensor` of shape `(B, N)`, bool, *optional*): which positions may change; needed with
-                `history_scope="editable"`.
+                `history_scope="editable"`; without it all may.
             labels (`Tensor` of shape `(B, N)`, long, *optional*): targets, -100 where there is none.
             use_history (`bool`, *optional*): overrides `config.history`.
             num_items_in_batch (`Tensor` or `int`, *optional*): divides the summed loss in place of the label count.
@@ -286,7 +286,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
-        logits = self._run_backbone(inputs, attention_mask, position_ids, wanted, **caching)
+        logits = self._run_backbone(inputs, attention_mask, position_ids, editable_mask, wanted, **caching)
         if isinstance(logits, tuple):
             return RMOutput(history=state, read=logits)
         loss = None if labels is None else _mean_cross_entropy(logits, labels, num_items_in_batch)
@@ -319,6 +319,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         inputs: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
+        editable_mask: Tensor | None,
         wanted: Tensor | LogitsReader | None,
         **caching: Any,
     ) -> Tensor | tuple[Tensor, ...]:
@@ -336,7 +337,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             attention_mask = _additive(attention_mask, inputs)
         elif config.attention_block_length is not None:
-            attention_mask = _block_causal_mask(config.attention_block_length, attention_mask, position_ids, inputs)
+            attention_mask = _block_causal_mask(config, attention_mask, position_ids, editable_mask, inputs)
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
@@ -456,12 +457,19 @@ def _additive(allowed: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _block_causal_mask(
-    block_length: int, attention_mask: Tensor | None, position_ids: Tensor | None, inputs: Tensor
+    config: RMConfig,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    editable_mask: Tensor | None,
+    inputs: Tensor,
 ) -> Tensor:
     """(1 or B, 1, N, N), 0 where a position may look (its own block and earlier ones), -inf elsewhere."""
-    length = inputs.shape[1]
+    length, block_length = inputs.shape[1], config.attention_block_length or inputs.shape[1]
     positions = torch.arange(length, device=inputs.device)[None] if position_ids is None else position_ids
-    block = positions // block_length
+    if blocks_from_answer(config) and editable_mask is not None:
+        # The prompt, negative so far, is one block.
+        positions = (positions - answer_start(editable_mask, positions)).clamp(min=-1)
+    block = positions.div(block_length, rounding_mode="floor")
     allowed = block[:, :, None] >= block[:, None, :]
     if attention_mask is not None:
         allowed = allowed & attention_mask.bool()[:, None, :]

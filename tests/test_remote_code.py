@@ -34,8 +34,8 @@ def imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
 
 
 def flat_core() -> list[Path]:
-    """The files that a published model carries: modeling_rm and everything it imports from its siblings."""
-    names, files = ["modeling_rm"], []
+    """The files that a published model carries: the two wrappers and everything they import from their siblings."""
+    names, files = ["modeling_rm", "remedi_rm"], []
     while names:
         path = module_file(names.pop())
         if path not in files:

@@ -7,6 +7,7 @@ from .laws import AttemptsLaw, PaperLaw, Trajectories, TrajectoryLaw, build_law
 from .oracle import IGNORE_INDEX, KEEP_LOSS, MASK_LOSS, REVEAL_LOSS, loss_parts, oracle_labels
 from .pool import OnPolicyPool
 from .proposals import FixedProposal, Proposal, UniformProposal
+from .remask import RemaskSFTCollator
 from .shards import ShardFolder
 from .topk import FrozenTopKProposal, build_topk_cache
 
@@ -23,6 +24,7 @@ __all__ = [
     "PaperLaw",
     "Proposal",
     "RMDataCollator",
+    "RemaskSFTCollator",
     "ShardFolder",
     "Trajectories",
     "TrajectoryLaw",

@@ -29,7 +29,14 @@ from .shards import Arrays, ShardFolder, fill
 PROBES = ("clean", "masked")
 # What a config says about where it came from, not about what it computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-_WRAPPER = ("logits_shift", "attention_block_length", "position_groups", "attention_groups", "backbone_positions")
+_WRAPPER = (
+    "logits_shift",
+    "attention_block_length",
+    "attention_block_start",
+    "position_groups",
+    "attention_groups",
+    "backbone_positions",
+)
 _HISTORY = ("history_decay", "history_rotation", "history_base", "history_norm", "history_eps", "history_scope")
 
 

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from ..configuration_rm import RMConfig
+from ..configuration_rm import WRAPPER_TYPES
 from ..generation_config_rm import DEFAULTS, PRESETS
 from ..modeling_rm import RMForMaskedDiffusion
 from ..tasks.text import TextSample, decoded, prompt_ids
@@ -286,8 +286,8 @@ def _batch_size(value: int | str | None) -> int:
 def _load(name: str, mask_token_id: int | None, dtype: str, trust_remote_code: bool) -> Any:
     """A saved wrapper, an adapter's repository, or a backbone wrapped without history."""
     loading: dict[str, Any] = {"dtype": dtype}
-    if PreTrainedConfig.get_config_dict(name)[0].get("model_type") == RMConfig.model_type:
-        return RMForMaskedDiffusion.from_pretrained(name, **loading).eval()
+    if PreTrainedConfig.get_config_dict(name)[0].get("model_type") in WRAPPER_TYPES:
+        return AutoModel.from_pretrained(name, **loading).eval()
     loading["trust_remote_code"] = trust_remote_code
     return RMForMaskedDiffusion.from_backbone(
         name, mask_token_id=mask_token_id, history=False, backbone_kwargs=loading

@@ -30,9 +30,9 @@ _TEMPLATE = """---
 With hf_rm installed:
 
 ```python
-from hf_rm import RMForMaskedDiffusion
+from hf_rm import {wrapper}
 
-model = RMForMaskedDiffusion.from_pretrained("{repo_id}")
+model = {wrapper}.from_pretrained("{repo_id}")
 ```
 
 The same by way of the Auto classes, once hf_rm is imported:
@@ -226,12 +226,15 @@ def write_model_card(
 def _sections(repo_id: str, config: Any, generation_config: Any, facts: CardFacts, adapter: bool) -> dict[str, str]:
     kind = "an adapter for a mask diffusion model" if adapter else "a mask diffusion model"
     what = "reads its own earlier states (History Reference)" if config.history else "reads its current state only"
+    learned = getattr(config, "policy_layers", None) is not None
+    method = "a learned unmasking policy (RemeDi)" if learned else "Reflective Masking"
     licence = f"Licence of these files: {facts.license}." if facts.license else "No licence is stated for these files."
     return {
         "name": repo_id.split("/")[-1],
         "repo_id": repo_id,
+        "wrapper": "RemeDiForMaskedDiffusion" if learned else "RMForMaskedDiffusion",
         "summary": facts.summary
-        or f"This is {kind} with Reflective Masking: it may mask tokens again that it has written, and {what}.",
+        or f"This is {kind} with {method}: it may mask tokens again that it has written, and {what}.",
         "facts": _rows(_facts(config, adapter)),
         "loading": "\n\nThe base is fetched too. It needs peft; if the base itself needs remote code, pass "
         "`base_trust_remote_code=True`: trust in this repository is not trust in its base."
@@ -248,7 +251,8 @@ def _sections(repo_id: str, config: Any, generation_config: Any, facts: CardFact
 
 def _facts(config: Any, adapter: bool) -> dict[str, str]:
     revision = f" at {config.backbone_revision}" if config.backbone_revision else ""
-    rows = {"Method": "Reflective Masking" + (" with History Reference" if config.history else "")}
+    method = "Reflective Masking" if getattr(config, "policy_layers", None) is None else "RemeDi"
+    rows = {"Method": method + (" with History Reference" if config.history else "")}
     if config.backbone_name:
         rows["Base model"] = f"{config.backbone_name}{revision}"
     rows["Contents"] = "adapter, wrapper config, code" if adapter else "all weights, config, code"
@@ -256,7 +260,7 @@ def _facts(config: Any, adapter: bool) -> dict[str, str]:
 
 
 def _settings(config: Any, generation_config: Any) -> dict[str, Any]:
-    names = [name for name in config.to_dict() if name.startswith("history")]
+    names = [name for name in config.to_dict() if name.startswith(("history", "policy"))]
     rows = {name: getattr(config, name) for name in names}
     changed = generation_config.to_diff_dict() if generation_config is not None else {}
     return {**rows, **{f"generation: {key}": value for key, value in changed.items() if key != "transformers_version"}}

@@ -34,6 +34,7 @@ CODE_FILES = (
     "generation_denoiser_rm.py",
     "generation_rm.py",
     "modeling_rm.py",
+    "remedi_rm.py",
 )
 """The flat core: what a repository needs so that `trust_remote_code=True` works without this package."""
 
@@ -42,10 +43,20 @@ AUTO_MAP = {
     "AutoModel": "modeling_rm.RMForMaskedDiffusion",
     "AutoModelForMaskedLM": "modeling_rm.RMForMaskedDiffusion",
 }
+"""Where remote code finds [`RMForMaskedDiffusion`] and its configuration."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 """Endings of files that may run code when they are opened."""
 
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def auto_map(model: Any) -> dict[str, str]:
+    """Where remote code finds the classes of this wrapper."""
+    where = {
+        kind: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for kind in (type(model.config), type(model))
+    }
+    config, wrapper = where.values()
+    return {name: config if name == "AutoConfig" else wrapper for name in AUTO_MAP}
 
 
 def export_code(folder: str | Path) -> None:
@@ -75,7 +86,7 @@ def save_for_hub(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.auto_map = dict(AUTO_MAP)
+    model.config.auto_map = auto_map(model)
     if weights is None:
         model.save_pretrained(folder, **save_kwargs)
     else:
@@ -139,7 +150,7 @@ def save_adapter_for_hub(
     if not base:
         raise ValueError("The model's base is unknown (it was built in memory): save it and pass base_model=.")
     tensors = _adapter_tensors(model, name) if weights is None else load_file(Path(weights) / _ADAPTER_WEIGHTS)
-    _check_position_groups(wrapper, base_model, tensors)
+    _check_own_parts(wrapper, base_model, tensors)
     target = Path(folder) / ADAPTER_FOLDER
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -223,20 +234,24 @@ def _adapter_tensors(model: Any, name: str) -> dict[str, Any]:
     return {key if key.startswith(prefix) else prefix + key: value.contiguous() for key, value in state.items()}
 
 
-def _check_position_groups(wrapper: Any, base_model: str | None, tensors: dict[str, Any]) -> None:
-    saved_wrapper = wrapper.config.name_or_path or base_model
-    if wrapper.position_group_embeddings is None or saved_wrapper:
+def _check_own_parts(wrapper: Any, base_model: str | None, tensors: dict[str, Any]) -> None:
+    """A ValueError where parts of the wrapper's own would be stored neither in the base nor in the adapter."""
+    if wrapper.config.name_or_path or base_model:  # a saved wrapper
         return
-    if not any("position_group_embeddings" in key for key in tensors):
-        raise ValueError(
-            "The wrapper has position groups, whose embeddings its backbone does not hold: save the full model once "
-            "(save_for_hub), load it again and train the adapter on that."
-        )
+    parts = {"position_group_embeddings": ("position groups", "weight"), "stream": ("a stream", "confidence.weight")}
+    for part, (words, weight) in parts.items():
+        stored = any(key.endswith(f"{part}.{weight}") for key in tensors)
+        if getattr(wrapper, part, None) is not None and not stored:
+            raise ValueError(
+                f"The wrapper has {words} of its own, which its backbone does not hold: save the full model once "
+                "(save_for_hub), load it again and train the adapter on that; or train it whole with the adapter "
+                f"(modules_to_save=[{part!r}])."
+            )
 
 
 def _adapter_root_config(wrapper: Any, base: str, revision: str | None) -> Any:
     config = copy.deepcopy(wrapper.config)
-    config.auto_map, config.architectures = dict(AUTO_MAP), [RMForMaskedDiffusion.__name__]
+    config.auto_map, config.architectures = auto_map(wrapper), [type(wrapper).__name__]
     config.backbone_name, config.backbone_revision = base, revision
     # How the base was quantized here is up to whoever loads it there.
     for part in (config, config.text_config):

@@ -13,7 +13,6 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
 from ..adapters_rm import base_of
-from ..configuration_rm import RMConfig
 from ..generation_config_rm import ReflectiveGenerationConfig
 from .cards import CardFacts, write_model_card
 from .layout import has_adapter, is_local, refuse_pickles, save_adapter_for_hub, save_for_hub, unwrap
@@ -109,7 +108,8 @@ def stage(
     else:
         save_for_hub(unwrap(model), folder, tokenizer, weights=weights, max_shard_size=max_shard_size)
     _forget_paths(Path(folder) / "config.json")
-    config, settings = RMConfig.from_pretrained(folder), ReflectiveGenerationConfig.from_pretrained(folder)
+    config = type(unwrap(model).config).from_pretrained(folder)
+    settings = ReflectiveGenerationConfig.from_pretrained(folder)
     write_model_card(folder, repo_id, config, settings, card or CardFacts(), adapter=adapter)
     return Path(folder)
 

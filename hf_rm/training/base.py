@@ -14,10 +14,10 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..configuration_rm import RMConfig
+from ..configuration_rm import WRAPPER_TYPES
 from ..corruption.oracle import IGNORE_INDEX
 from ..heads_rm import LogitsReader
 from ..hub.publish import check_base
@@ -264,9 +264,13 @@ class MaskedTrainer(Trainer):
             self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
 
 
-def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] | str | None = None) -> PreTrainedModel:
+def load_model(
+    model: str | PreTrainedModel,
+    model_init_kwargs: dict[str, Any] | str | None = None,
+    wrapper: type[RMForMaskedDiffusion] = RMForMaskedDiffusion,
+) -> PreTrainedModel:
     """
-    A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap.
+    A model, or the one that a name or folder stands for: a saved wrapper, or else a backbone to wrap in `wrapper`.
 
     Raises:
         ValueError: for `model_init_kwargs` beside a loaded model, and for a quantisation that cannot be had here.
@@ -283,6 +287,8 @@ def load_model(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] |
         return model
     check_quantisation(kwargs)
     where = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-    if PreTrainedConfig.get_config_dict(model, **where)[0].get("model_type") == RMConfig.model_type:
-        return RMForMaskedDiffusion.from_pretrained(model, **kwargs)
-    return RMForMaskedDiffusion.from_backbone(model, backbone_kwargs=kwargs)
+    saved = PreTrainedConfig.get_config_dict(model, **where)[0].get("model_type")
+    if saved in WRAPPER_TYPES:
+        # The class it was saved from, which a trainer may still refuse.
+        return AutoModel.from_pretrained(model, **kwargs)
+    return wrapper.from_backbone(model, backbone_kwargs=kwargs)

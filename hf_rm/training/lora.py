@@ -41,7 +41,8 @@ def default_lora_config(
     **kwargs: Any,
 ) -> Any:
     """
-    A `LoraConfig` for a wrapped model: its family's attention projections, and the mask token's rows trainable.
+    A `LoraConfig` for a wrapped model: its family's attention projections, and the mask token's rows trainable. The
+    policy stream of a RemeDi model, which an untrained backbone does not have, is trained and saved whole.
 
     Args:
         model ([`RMForMaskedDiffusion`]): the model that will be adapted.
@@ -73,11 +74,17 @@ def default_lora_config(
 
     if train_mask_row:
         kwargs.setdefault("trainable_token_indices", mask_rows(model))
+    if target_modules is None:
+        target_modules = lora_targets(model)
+        if getattr(model, "stream", None) is not None:
+            kwargs.setdefault("modules_to_save", ["stream"])
+            # Those of the backbone alone: an expression for the whole path.
+            target_modules = rf"model\..*\.({'|'.join(map(re.escape, target_modules))})"
     return LoraConfig(
         r=r,
         lora_alpha=2 * r if lora_alpha is None else lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=lora_targets(model) if target_modules is None else target_modules,
+        target_modules=target_modules,
         **kwargs,
     )
 

@@ -245,4 +245,5 @@ def test_trust_in_an_adapter_is_not_trust_in_its_base(remote: Run) -> None:
 
 
 def test_a_model_of_remote_code_is_pushed_with_that_code(hub: HubServer, remote: Run) -> None:
-    assert {"config.json", "model.safetensors", *CODE_FILES} <= set(hub.files("alice/from-remote-code"))
+    needed = set(CODE_FILES) - {"remedi_rm.py"}  # transformers takes along what the model's own code imports
+    assert {"config.json", "model.safetensors", *needed} <= set(hub.files("alice/from-remote-code"))
