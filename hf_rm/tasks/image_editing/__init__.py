@@ -1,0 +1,1 @@
+"""Image editing: change what was asked, leave the rest alone."""
