@@ -1,0 +1,116 @@
+"""
+Fit the codebook of the image tokens, and report what it loses: the limit of every edit.
+
+    python recipes/image_codebook.py                              # refit the package's own and compare the two
+    python recipes/image_codebook.py --out codebook.npz --codes 1024
+    python recipes/image_codebook.py --taef2 FOLDER               # weigh it against TAEF2's latents
+
+It takes a minute on one CPU core; nothing is downloaded.
+"""
+
+import os
+import sys
+
+# `recipes/math.py` must not shadow the standard library's `math`: drop this folder from the import path.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from hf_rm.evaluation.statistics import mean_interval
+from hf_rm.tasks.image_editing.codebook import PatchCodebook, fit_codebook, load_codebook, receptive_field
+from hf_rm.tasks.image_editing.metrics import reconstruction_quality
+from hf_rm.tasks.image_editing.scenes import generate_edits
+
+_FIT_SEED, _TEST_SEED = 11, 12
+
+
+def main() -> None:
+    """Fit, compare, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codes", type=int, default=512, help="Size of the codebook.")
+    parser.add_argument("--patch", type=int, default=4, help="Side of a patch in pixels.")
+    parser.add_argument("--pictures", type=int, default=2400, help="Composed training pictures to fit.")
+    parser.add_argument("--test_pictures", type=int, default=200, help="Pictures of each split to measure on.")
+    parser.add_argument("--out", help="Where to save the fitted codebook.")
+    parser.add_argument("--taef2", help="Folder of TAEF2's two state dicts, to measure them too (slow).")
+    arguments = parser.parse_args()
+
+    began = time.perf_counter()
+    fitted = fit_codebook(fitting_pictures(arguments.pictures), arguments.codes, arguments.patch)
+    print(f"fitted {arguments.codes} patches of {arguments.patch} px in {time.perf_counter() - began:.0f} s")
+    if arguments.out:
+        fitted.save(arguments.out)
+    for name, book in (("fitted", fitted), ("the package's", load_codebook())):
+        report(name, book.reconstruct, (64 // book.patch) ** 2, arguments.test_pictures)
+        print(f"  receptive field: {receptive_field(book.decode, len(book))} px beyond the patch")
+        print(f"  without neighbours: {plain_psnr(book, arguments.test_pictures):.2f} dB on dev")
+    if arguments.taef2:
+        report_taef2(arguments.taef2, arguments.codes)
+
+
+def fitting_pictures(count: int) -> np.ndarray:
+    """Half of them before and half after an edit."""
+    examples = generate_edits(count, seed=_FIT_SEED)
+    return np.concatenate((examples.source[: count // 2], examples.target[count // 2 :]))
+
+
+def report(name: str, reconstruct: Callable[[np.ndarray], np.ndarray], tokens: int, count: int) -> None:
+    """PSNR and SSIM with intervals, and the time a picture takes."""
+    for split in ("dev", "test"):
+        pictures = generate_edits(count, seed=_TEST_SEED, split=split).target
+        began = time.perf_counter()
+        quality = reconstruction_quality(pictures, reconstruct(pictures))
+        seconds = (time.perf_counter() - began) / count
+        psnr, ssim = mean_interval(quality["psnr"]), mean_interval(quality["ssim"])
+        print(
+            f"{name}, {split}, {tokens} tokens: PSNR {psnr.value:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), "
+            f"SSIM {ssim.value:.3f} ({ssim.low:.3f} to {ssim.high:.3f}), n = {count}, {1000 * seconds:.1f} ms a picture"
+        )
+
+
+def plain_psnr(book: PatchCodebook, count: int) -> float:
+    """What the centres alone would give."""
+    pictures = generate_edits(count, seed=_TEST_SEED, split="dev").target
+    alone = np.zeros_like(book.tables)
+    alone[4, :-1] = book.centres
+    return float(reconstruction_quality(pictures, PatchCodebook(book.centres, alone).reconstruct(pictures))["psnr"].mean())
+
+
+def report_taef2(folder: str, codes: int) -> None:
+    """The same for the nearest of `codes` latents, at 64 px and at twice that, and without any codebook."""
+    import torch
+
+    from hf_rm.tasks.image_editing.codebook import k_means, nearest_codes
+    from hf_rm.tasks.image_editing.taef2 import load_taef2
+
+    encoder, decoder = load_taef2(folder)
+
+    @torch.no_grad()
+    def passed(pictures: np.ndarray, scale: int, quantise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        out = []
+        for chunk in np.array_split(pictures, -(-len(pictures) // 20)):
+            images = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255
+            enlarged = torch.nn.functional.interpolate(images, scale_factor=scale, mode="bicubic").clamp(0, 1)
+            latents = encoder(enlarged).permute(0, 2, 3, 1)
+            flat = quantise(latents.reshape(-1, 32).numpy())
+            decoded = decoder(torch.from_numpy(flat).reshape(latents.shape).permute(0, 3, 1, 2)).clamp(0, 1)
+            small = torch.nn.functional.avg_pool2d(decoded, scale)
+            out.append((255 * small.permute(0, 2, 3, 1) + 0.5).numpy().astype(np.uint8))
+        return np.concatenate(out)
+
+    for scale in (1, 2):
+        seen: list[np.ndarray] = []
+        passed(fitting_pictures(120), scale, lambda flat: seen.append(flat) or flat)  # type: ignore[func-returns-value]
+        centres = k_means(np.random.default_rng(0).permutation(np.concatenate(seen)), codes)
+        tokens = (8 * scale) ** 2
+        report(f"TAEF2 x{scale}, continuous", lambda p: passed(p, scale, lambda flat: flat), tokens, 40)
+        report(f"TAEF2 x{scale}, nearest", lambda p: passed(p, scale, lambda f: centres[nearest_codes(f, centres)]), tokens, 40)
+
+
+if __name__ == "__main__":
+    main()
