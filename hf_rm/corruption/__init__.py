@@ -6,6 +6,7 @@ from .laws import AttemptsLaw, PaperLaw, Trajectories, TrajectoryLaw, build_law
 from .oracle import IGNORE_INDEX, KEEP_LOSS, MASK_LOSS, REVEAL_LOSS, loss_parts, oracle_labels
 from .pool import OnPolicyPool
 from .proposals import FixedProposal, Proposal, UniformProposal
+from .source import SourceProposal
 
 __all__ = [
     "IGNORE_INDEX",
@@ -18,6 +19,7 @@ __all__ = [
     "PaperLaw",
     "Proposal",
     "RMDataCollator",
+    "SourceProposal",
     "Trajectories",
     "TrajectoryLaw",
     "UniformProposal",
