@@ -78,7 +78,9 @@ def plain_psnr(book: PatchCodebook, count: int) -> float:
     pictures = generate_edits(count, seed=_TEST_SEED, split="dev").target
     alone = np.zeros_like(book.tables)
     alone[4, :-1] = book.centres
-    return float(reconstruction_quality(pictures, PatchCodebook(book.centres, alone).reconstruct(pictures))["psnr"].mean())
+    return float(
+        reconstruction_quality(pictures, PatchCodebook(book.centres, alone).reconstruct(pictures))["psnr"].mean()
+    )
 
 
 def report_taef2(folder: str, codes: int) -> None:
@@ -109,7 +111,12 @@ def report_taef2(folder: str, codes: int) -> None:
         centres = k_means(np.random.default_rng(0).permutation(np.concatenate(seen)), codes)
         tokens = (8 * scale) ** 2
         report(f"TAEF2 x{scale}, continuous", lambda p: passed(p, scale, lambda flat: flat), tokens, 40)
-        report(f"TAEF2 x{scale}, nearest", lambda p: passed(p, scale, lambda f: centres[nearest_codes(f, centres)]), tokens, 40)
+        report(
+            f"TAEF2 x{scale}, nearest",
+            lambda p: passed(p, scale, lambda f: centres[nearest_codes(f, centres)]),
+            tokens,
+            40,
+        )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ CHANGED = 16
 """Of 255: above the neighbours' small corrections in decoding, far below any edit that one can see."""
 MAX_PSNR = 60.0
 """An untouched region has an infinite PSNR; means need a number."""
-_CANDIDATES = 24
+MIN_CORRELATION = 0.3
+"""Between a result and what should be there, over pixels and channels; black, white and grey fillings have none."""
+_CANDIDATES, _FLAT = 24, 10.0
 
 
 def edit_metrics(
@@ -87,7 +89,7 @@ def instruction_success(result: Image, examples: EditExamples, unedited: Image |
 
     The result is compared, where the edit lies, with pictures of what might be there: the named emoji (or colour), the
     other emoji (or colours), the picture unchanged. An edit succeeds when the right one is the nearest by mean absolute
-    difference. For `add`, `replace` and `recolour` the place is where the right emoji is opaque, for `remove` where
+    difference and correlates with the result by at least `MIN_CORRELATION`, which no flat filling does. For `add`, `replace` and `recolour` the place is where the right emoji is opaque, for `remove` where
     the removed one was, for `background` everything that no object covers.
 
     Args:
@@ -114,7 +116,7 @@ def instruction_success(result: Image, examples: EditExamples, unedited: Image |
         right, others = _candidates(edit, examples.target[row])
         seen = result[row].astype(np.float32)[place]
         distances = [np.abs(seen - picture[place]).mean() for picture in (right, unedited[row], *others)]
-        found[row] = distances[0] < min(distances[1:])
+        found[row] = distances[0] < min(distances[1:]) and _alike(seen, right[place])
     return found
 
 
@@ -210,6 +212,14 @@ def _candidates(edit: Edit, target: Image) -> tuple[npt.NDArray[np.float32], lis
     # The same ones for every edit of an emoji, spread over the list.
     others = [alike[(named * 7 + i * (len(alike) // _CANDIDATES)) % len(alike)] for i in range(_CANDIDATES)]
     return right, [_with(right, render_emoji(emoji, edit.subject.side), edit.subject) for emoji in others]
+
+
+def _alike(seen: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> bool:
+    if right.std() < _FLAT:  # a plain grey, black or white: nothing to correlate with
+        return True
+    centred, wanted = seen - seen.mean(), right - right.mean()
+    spread = np.sqrt((centred**2).sum() * (wanted**2).sum())
+    return bool(spread > 0 and (centred * wanted).sum() / spread >= MIN_CORRELATION)
 
 
 def _with(

@@ -310,9 +310,7 @@ def _place(stream: _Stream, emoji: int, place: int, size: int) -> Placed:
     return _square(emoji, _CENTRES[place], share, across, down, size)
 
 
-def _square(
-    emoji: int, centre: tuple[float, float], share: float, across: float, down: float, size: int
-) -> Placed:
+def _square(emoji: int, centre: tuple[float, float], share: float, across: float, down: float, size: int) -> Placed:
     side = round(share * size)
     return Placed(
         emoji, round((centre[0] + across) * size - side / 2), round((centre[1] + down) * size - side / 2), side
