@@ -18,11 +18,22 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from hf_rm.evaluation.statistics import mean_interval
-from hf_rm.tasks.image_editing.codebook import PatchCodebook, fit_codebook, load_codebook, receptive_field
+from hf_rm.tasks.image_editing.codebook import (
+    PatchCodebook,
+    fit_codebook,
+    k_means,
+    load_codebook,
+    nearest_codes,
+    receptive_field,
+)
 from hf_rm.tasks.image_editing.metrics import reconstruction_quality
 from hf_rm.tasks.image_editing.scenes import generate_edits
 
@@ -69,7 +80,7 @@ def report(name: str, reconstruct: Callable[[np.ndarray], np.ndarray], tokens: i
         psnr, ssim = mean_interval(quality["psnr"]), mean_interval(quality["ssim"])
         print(
             f"{name}, {split}, {tokens} tokens: PSNR {psnr.value:.2f} dB ({psnr.low:.2f} to {psnr.high:.2f}), "
-            f"SSIM {ssim.value:.3f} ({ssim.low:.3f} to {ssim.high:.3f}), n = {count}, {1000 * seconds:.1f} ms a picture"
+            f"SSIM {ssim.value:.3f} ({ssim.low:.3f} to {ssim.high:.3f}), n = {count}, {1000 * seconds:.1f} ms each"
         )
 
 
@@ -85,38 +96,44 @@ def plain_psnr(book: PatchCodebook, count: int) -> float:
 
 def report_taef2(folder: str, codes: int) -> None:
     """The same for the nearest of `codes` latents, at 64 px and at twice that, and without any codebook."""
-    import torch
-
-    from hf_rm.tasks.image_editing.codebook import k_means, nearest_codes
     from hf_rm.tasks.image_editing.taef2 import load_taef2
 
     encoder, decoder = load_taef2(folder)
-
-    @torch.no_grad()
-    def passed(pictures: np.ndarray, scale: int, quantise: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        out = []
-        for chunk in np.array_split(pictures, -(-len(pictures) // 20)):
-            images = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255
-            enlarged = torch.nn.functional.interpolate(images, scale_factor=scale, mode="bicubic").clamp(0, 1)
-            latents = encoder(enlarged).permute(0, 2, 3, 1)
-            flat = quantise(latents.reshape(-1, 32).numpy())
-            decoded = decoder(torch.from_numpy(flat).reshape(latents.shape).permute(0, 3, 1, 2)).clamp(0, 1)
-            small = torch.nn.functional.avg_pool2d(decoded, scale)
-            out.append((255 * small.permute(0, 2, 3, 1) + 0.5).numpy().astype(np.uint8))
-        return np.concatenate(out)
-
     for scale in (1, 2):
         seen: list[np.ndarray] = []
-        passed(fitting_pictures(120), scale, lambda flat: seen.append(flat) or flat)  # type: ignore[func-returns-value]
+        through = partial(pass_through, encoder, decoder, scale)
+        through(partial(remember, seen), fitting_pictures(120))
         centres = k_means(np.random.default_rng(0).permutation(np.concatenate(seen)), codes)
         tokens = (8 * scale) ** 2
-        report(f"TAEF2 x{scale}, continuous", lambda p: passed(p, scale, lambda flat: flat), tokens, 40)
-        report(
-            f"TAEF2 x{scale}, nearest",
-            lambda p: passed(p, scale, lambda f: centres[nearest_codes(f, centres)]),
-            tokens,
-            40,
-        )
+        report(f"TAEF2 x{scale}, continuous", partial(through, partial(remember, [])), tokens, 40)
+        report(f"TAEF2 x{scale}, nearest", partial(through, partial(nearest_latents, centres)), tokens, 40)
+
+
+def remember(seen: list[np.ndarray], latents: np.ndarray) -> np.ndarray:
+    """Keep them as they are, and note them."""
+    seen.append(latents)
+    return latents
+
+
+def nearest_latents(centres: np.ndarray, latents: np.ndarray) -> np.ndarray:
+    """What a codebook makes of them."""
+    return centres[nearest_codes(latents, centres)]
+
+
+@torch.no_grad()
+def pass_through(
+    encoder: Any, decoder: Any, scale: int, change: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray
+) -> np.ndarray:
+    """Pictures, enlarged, through the autoencoder, with their latents (n, 32) changed on the way."""
+    out = []
+    for chunk in np.array_split(pictures, -(-len(pictures) // 20)):
+        images = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255
+        enlarged = F.interpolate(images, scale_factor=scale, mode="bicubic").clamp(0, 1)
+        latents = encoder(enlarged).permute(0, 2, 3, 1)
+        changed = torch.from_numpy(change(latents.reshape(-1, 32).numpy())).reshape(latents.shape)
+        small = F.avg_pool2d(decoder(changed.permute(0, 3, 1, 2)).clamp(0, 1), scale)
+        out.append((255 * small.permute(0, 2, 3, 1) + 0.5).numpy().astype(np.uint8))
+    return np.concatenate(out)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("skimage")
-Image = pytest.importorskip("PIL.Image")
+from PIL import Image
 
 from hf_rm import RMTrainer, RMTrainingArguments
 from hf_rm.history import HistorySegments, HistoryState

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("skimage")
-
 from hf_rm.corruption import SourceProposal, UniformProposal
 from hf_rm.tasks.image_editing import generate_edits, load_codebook
 from hf_rm.tasks.image_editing.collator import edit_collator

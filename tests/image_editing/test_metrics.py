@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage")
-
 from hf_rm.tasks.image_editing import edit_metrics, generate_edits, instruction_success, vqa_score
 from hf_rm.tasks.image_editing.metrics import CHANGED, MAX_PSNR, described
 

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage")
-
 from hf_rm.tasks.image_editing import OPERATIONS, SPLITS, generate_edits, scenes
 from hf_rm.tasks.image_editing.layout import EditLayout
 
@@ -43,7 +41,7 @@ def test_the_splits_share_neither_emoji_nor_photographs_but_all_words() -> None:
     train, test = ({photo.tobytes() for photo in scenes._photos(split)} for split in ("train", "test"))
     assert train and test and not train & test
 
-    index = {e.index: e for e in emoji}
+    index = {e.number: e for e in emoji}
     used = {e.subject.emoji for e in generate_edits(80, split="test").edits if e.subject is not None}
     assert {index[i].split for i in used} == {"test"}
     used = {e.subject.emoji for e in generate_edits(80, split="test_photos").edits if e.subject is not None}
@@ -53,7 +51,7 @@ def test_the_splits_share_neither_emoji_nor_photographs_but_all_words() -> None:
 def test_every_instruction_is_made_of_known_words_and_names_what_it_is_about() -> None:
     known = set(scenes.known_words())
     layout = EditLayout(sorted(known), codes=2, rows=1, columns=1)
-    names = {e.index: e.name for e in scenes.emoji_list()}
+    names = {e.number: e.name for e in scenes.emoji_list()}
     for split in ("train", "test"):
         for edit in generate_edits(200, seed=1, split=split).edits:
             assert set(edit.instruction.split()) <= known

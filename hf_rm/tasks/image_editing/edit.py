@@ -101,7 +101,8 @@ def edit_images(
     )
     if unfinished.any():
         logging.get_logger(__name__).warning(
-            f"{unfinished.sum()} of {len(states[-1])} edits ended with masks left, which show the source: raise `max_steps`."
+            f"{unfinished.sum()} of {len(states[-1])} edits ended with masks left; they show the source: "
+            "raise `max_steps`."
         )
     result = book.decode(final)
     return EditRun(result, states, predicted, np.concatenate(forwards), time.perf_counter() - began)

@@ -135,8 +135,8 @@ class EditLayout:
         words = instruction.lower().replace(",", " ").replace(".", " ").split()
         if not 0 < len(words) <= self.text_length:
             raise ValueError(
-                f"`instruction` {instruction!r} has {len(words)} words: pass 1 to {self.text_length}, or build a layout "
-                "with a longer text."
+                f"`instruction` {instruction!r} has {len(words)} words: pass 1 to {self.text_length}, or build a "
+                "layout with a longer text."
             )
         ids = [self._ids.get(word, UNKNOWN_ID) for word in words]
         return ids + [PAD_ID] * (self.text_length - len(ids))

@@ -44,8 +44,8 @@ def edit_metrics(
         threshold (`int`, defaults to 16): a pixel changed when a channel moved by more than this.
 
     Returns:
-        `precision`, the share of changed pixels inside the region (nan where nothing changed); `coverage`, the share of
-        the region that changed; and outside the region, against `source`: `mae` (of 255), `psnr` (dB, at most
+        `precision`, the share of changed pixels inside the region (nan where nothing changed); `coverage`, the share
+        of the region that changed; and outside the region, against `source`: `mae` (of 255), `psnr` (dB, at most
         `MAX_PSNR`) and `ssim` (nan where nothing lies outside).
 
     Raises:
@@ -87,10 +87,11 @@ def instruction_success(result: Image, examples: EditExamples, unedited: Image |
     """
     Whether what was asked for is there, where it should be: (B,) bool.
 
-    The result is compared, where the edit lies, with pictures of what might be there: the named emoji (or colour), the
-    other emoji (or colours), the picture unchanged. An edit succeeds when the right one is the nearest by mean absolute
-    difference and correlates with the result by at least `MIN_CORRELATION`, which no flat filling does. For `add`, `replace` and `recolour` the place is where the right emoji is opaque, for `remove` where
-    the removed one was, for `background` everything that no object covers.
+    The result is compared, where the edit lies, with pictures of what might be there: the named emoji (or colour),
+    other emoji (or colours), the picture unchanged. An edit succeeds when the right one is the nearest by mean
+    absolute difference and correlates with the result by at least `MIN_CORRELATION`, which no flat filling does. For
+    `add`, `replace` and `recolour` the place is where the right emoji is opaque, for `remove` where the removed one
+    was, for `background` everything that no object covers.
 
     Args:
         result (`(B, H, W, 3)` uint8): the edited pictures.
@@ -208,7 +209,7 @@ def _candidates(edit: Edit, target: Image) -> tuple[npt.NDArray[np.float32], lis
         return right, [_with(right, recolour(sprite, hue), edit.subject) for hue in HUES if hue != edit.colour]
     named = edit.subject.emoji if edit.replacement is None else edit.replacement
     split = emoji_list()[named].split
-    alike = [emoji.index for emoji in emoji_list() if emoji.split == split and emoji.index != named]
+    alike = [emoji.number for emoji in emoji_list() if emoji.split == split and emoji.number != named]
     # The same ones for every edit of an emoji, spread over the list.
     others = [alike[(named * 7 + i * (len(alike) // _CANDIDATES)) % len(alike)] for i in range(_CANDIDATES)]
     return right, [_with(right, render_emoji(emoji, edit.subject.side), edit.subject) for emoji in others]
@@ -233,7 +234,7 @@ def _with(
 def _description(edit: Edit) -> str:
     if edit.subject is None:
         return f"objects on a plain {edit.colour} background"
-    names = {emoji.index: emoji.name for emoji in emoji_list()}
+    names = {emoji.number: emoji.name for emoji in emoji_list()}
     name = names[edit.subject.emoji]
     if edit.operation == "remove":
         return f"a picture without a {name}"

@@ -86,9 +86,9 @@ _LIBRARY_PHOTOS = {
 
 
 class Emoji(NamedTuple):
-    """An emoji of the sheet: its number, its name and whether it is for training or for testing."""
+    """An emoji of the sheet: its number there, its name and whether it is for training or for testing."""
 
-    index: int
+    number: int
     name: str
     split: str
 
@@ -166,7 +166,7 @@ def render_emoji(index: int, side: int) -> npt.NDArray[np.float32]:
 
 
 def recolour(rgba: npt.NDArray[np.float32], colour: str) -> npt.NDArray[np.float32]:
-    """The same emoji in another hue: lightness stays, grey parts take some of the colour, black and white hardly any."""
+    """The same emoji in another hue: lightness stays, grey parts take some of the colour, black and white stay."""
     rgb = rgba[..., :3]
     value = rgb.max(-1, keepdims=True)
     saturation = 1 - rgb.min(-1, keepdims=True) / np.maximum(value, 1)
@@ -269,13 +269,13 @@ def _make_edit(
     present = stream.below(3) + (operation != "add")
     emoji = stream.sample(pool, 4)
     places = stream.sample(range(len(PLACES)), 4)
-    objects = [_place(stream, emoji[i].index, places[i], size) for i in range(present)]
+    objects = [_place(stream, emoji[i].number, places[i], size) for i in range(present)]
     wording, colour_start = stream.choose(WORDINGS[operation]), stream.below(len(BACKGROUNDS))
     others, newcomer = objects[1:], emoji[3]
     sprites = [render_emoji(placed.emoji, placed.side) for placed in objects]
 
     if operation == "add":
-        subject = _square(newcomer.index, _CENTRES[places[3]], _ADDED_SIZE, 0.0, 0.0, size)
+        subject = _square(newcomer.number, _CENTRES[places[3]], _ADDED_SIZE, 0.0, 0.0, size)
         added = render_emoji(subject.emoji, subject.side)
         instruction = wording.format(a=_with_article(newcomer.name), place=PLACES[places[3]])
         edit = Edit(operation, instruction, subject)
@@ -293,9 +293,9 @@ def _make_edit(
         after = _draw(background, others, sprites[1:])
         edit = Edit(operation, wording.format(name=name), subject)
     elif operation == "replace":
-        new = render_emoji(newcomer.index, subject.side)
+        new = render_emoji(newcomer.number, subject.side)
         after = _draw(background, objects, [new, *sprites[1:]])
-        edit = Edit(operation, wording.format(name=name, b=_with_article(newcomer.name)), subject, newcomer.index)
+        edit = Edit(operation, wording.format(name=name, b=_with_article(newcomer.name)), subject, newcomer.number)
         region |= _support(subject, new, size)
     else:
         colour = _visible_hue(sprite, colour_start)

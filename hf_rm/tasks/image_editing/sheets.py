@@ -27,7 +27,7 @@ def difference_map(result: Image, target: Image) -> Image:
 
     Example:
         >>> pair = np.zeros((2, 1, 1, 1, 3), dtype=np.uint8)
-        >>> difference_map(pair[0], pair[1]).max().item(), difference_map(pair[0], pair[1] + np.uint8(255)).min().item()
+        >>> int(difference_map(pair[0], pair[1]).max()), int(difference_map(pair[0], pair[1] + np.uint8(255)).min())
         (0, 255)
     """
     heat = np.abs(result.astype(np.float64) - target).max(-1, keepdims=True) / 255

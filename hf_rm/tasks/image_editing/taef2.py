@@ -18,7 +18,7 @@ _WIDTH, _LATENT, _GROUPS = 64, 32, 4
 
 
 class _Block(nn.Module):
-    """Three convolutions and a shortcut; `pooled` ones first add what group normalisation says of the whole picture."""
+    """Three convolutions and a shortcut; `pooled` ones first add what a normalisation over the picture gives."""
 
     def __init__(self, pooled: bool) -> None:
         super().__init__()
