@@ -5,7 +5,7 @@ Fit the codebook of the image tokens, and report what it loses: the limit of eve
     python recipes/image_codebook.py --out codebook.npz --codes 1024
     python recipes/image_codebook.py --taef2 FOLDER               # weigh it against TAEF2's latents
 
-It takes a minute on one CPU core; nothing is downloaded.
+It takes a minute or two on one CPU core; nothing is downloaded.
 """
 
 import os
