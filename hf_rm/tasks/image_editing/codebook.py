@@ -7,9 +7,9 @@ itself and one for each neighbour, in tables that a least-squares fit gives in c
 and edges go on, which a single patch cannot. A token therefore reaches its own patch and one patch around it, no
 further; [`receptive_field`] measures that.
 
-What the packaged codebook (512 patches of 4 x 4 pixels, 256 tokens a picture of 64 x 64) loses, with 95 % intervals,
-n = 200, `python recipes/image_codebook.py`: PSNR 23.44 dB (23.08 to 23.79) and SSIM 0.753 (0.742 to 0.764) on the split
-dev, 22.61 dB (22.27 to 22.94) and 0.675 (0.664 to 0.687) on test; without the neighbours 22.71 dB on dev.
+What the packaged codebook (512 patches of 4 x 4 pixels, 256 tokens a 64 px picture) loses, with 95 % intervals,
+n = 200, `python recipes/image_codebook.py`: PSNR 23.44 dB (23.08 to 23.79) and SSIM 0.753 (0.742 to 0.764) on the
+split dev, 22.61 dB (22.27 to 22.94) and 0.675 (0.664 to 0.687) on test; without the neighbours 22.71 dB on dev.
 """
 
 from __future__ import annotations
