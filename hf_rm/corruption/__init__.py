@@ -9,6 +9,7 @@ from .pool import OnPolicyPool
 from .proposals import FixedProposal, Proposal, UniformProposal
 from .remask import RemaskSFTCollator
 from .shards import ShardFolder
+from .source import SourceProposal
 from .topk import FrozenTopKProposal, build_topk_cache
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "RMDataCollator",
     "RemaskSFTCollator",
     "ShardFolder",
+    "SourceProposal",
     "Trajectories",
     "TrajectoryLaw",
     "UniformProposal",

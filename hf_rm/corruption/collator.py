@@ -107,7 +107,7 @@ class RMDataCollator(KeyedCollator):
         row_ids = [row_id(feature) for feature in features]
         targets, real, editable = pad_rows(features, self.pad_token_id)
         uniforms = self.uniforms(row_ids)
-        corrupted = self._corrupted(uniforms, editable)
+        corrupted = self._corrupted(uniforms, editable, targets)
         step = np.floor(uniforms.draw(1)[:, 0] * self.law.horizon).astype(np.int64)
         trajectories = self.law.sample(uniforms, targets, corrupted, self.proposal, self.mask_token_id, row_ids)
         state = torch.from_numpy(trajectories.state(step))
@@ -132,7 +132,7 @@ class RMDataCollator(KeyedCollator):
             return np.ascontiguousarray(trajectories.tokens[..., 0])
         return trajectories.drafts if self.start == "draft" else np.where(corrupted, self.mask_token_id, targets)
 
-    def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray) -> np.ndarray:
+    def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """(B, N) bool: a uniformly drawn subset of the editable positions, of a size drawn per row."""
         size, everywhere = np.moveaxis(uniforms.draw(2), -1, 0)
         available = editable.sum(-1)

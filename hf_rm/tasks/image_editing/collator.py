@@ -1,0 +1,107 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Training states of in-place editing: the canvas begins as the source, and conditions are dropped now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...corruption.collator import RMDataCollator, row_id
+from ...corruption.proposals import UniformProposal
+from ...corruption.random import KeyedUniforms, row_keys
+from ...corruption.source import SourceProposal
+from .layout import MASK_ID, PAD_ID, EditLayout, Ids
+
+
+@dataclass
+class EditCollator(RMDataCollator):
+    """
+    [`RMDataCollator`] for edits: only what the edit changes is corrupted, by the source's tokens.
+
+    Everything else keeps its token, except for a few false alarms: positions that are masked and come back as they
+    were, so that a model that re-masked too much knows what to reveal.
+
+    Args:
+        layout ([`EditLayout`]): where words, source and canvas stand.
+        text_drop, image_drop (`float`, defaults to 0.1): probabilities, independent of each other, that a row loses
+            its instruction (it becomes the unconditional prefix) or its source (its tokens become masks). The
+            canvas is left alone.
+        false_alarms (`float`, defaults to 0.02): share of the unedited canvas that takes part in a trajectory.
+        others: as [`RMDataCollator`]; `full_corruption` is the probability that a row is corrupted wherever it is
+            edited, as decoding begins.
+
+    Returns, from a call, what [`RMDataCollator`] returns and `unlikelihood_mask` (B, N) bool: the canvas where the
+    edit changes nothing, for [`~hf_rm.training.unlikelihood.unlikelihood`].
+
+    Raises:
+        ValueError: for probabilities outside [0, 1].
+    """
+
+    layout: EditLayout = None  # type: ignore[assignment]
+    text_drop: float = 0.1
+    image_drop: float = 0.1
+    false_alarms: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("text_drop", "image_drop", "false_alarms"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a probability from 0 to 1.")
+        if not isinstance(self.layout, EditLayout) or not isinstance(self.proposal, SourceProposal):
+            raise ValueError("an EditCollator needs an EditLayout and a SourceProposal: use `edit_collator`.")
+        super().__post_init__()
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = super().__call__(features)
+        for name in ("input_ids", "target_ids", "start_ids", "history_ids"):
+            batch[name] = self._drop(batch[name], self._drops(features))
+        batch["unlikelihood_mask"] = torch.from_numpy(self._unedited([f["input_ids"] for f in features]))
+        return batch
+
+    def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        assert isinstance(self.proposal, SourceProposal)
+        edited = editable & (self.proposal.source_tokens(targets) != targets)
+        corrupted = super()._corrupted(uniforms, edited, targets)
+        alarms = uniforms.draw(targets.shape[1]) < self.false_alarms
+        return corrupted | (alarms & editable & ~edited)
+
+    def _unedited(self, sequences: Sequence[Ids]) -> np.ndarray:
+        assert isinstance(self.proposal, SourceProposal)
+        targets = np.stack(sequences)
+        return self.layout.editable_mask & (self.proposal.source_tokens(targets) == targets)
+
+    def _drops(self, features: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """(B,) bool each: which rows lose their text, which their source."""
+        names = [f"{row_id(feature)}/drop" for feature in features]
+        text, image = KeyedUniforms(row_keys(self.seed, int(self._epoch), names)).draw(2).T
+        return torch.from_numpy(text < self.text_drop), torch.from_numpy(image < self.image_drop)
+
+    def _drop(self, ids: Tensor, drops: tuple[Tensor, Tensor]) -> Tensor:
+        """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
+        text, image = drops
+        ids = ids.clone()
+        prefix = torch.tensor(self.layout.unconditional_text).reshape(-1, *[1] * (ids.dim() - 2))
+        ids[text, : self.layout.text_length] = prefix.expand_as(ids[text, : self.layout.text_length])
+        ids[image, self.layout.source] = MASK_ID
+        return ids
+
+
+def edit_collator(layout: EditLayout, **settings: Any) -> EditCollator:
+    """
+    The collator of a layout; further wrong attempts are uniform over the image codes.
+
+    Example:
+        >>> layout = EditLayout(["cat", "remove", "the"], codes=8, rows=2, columns=2, text_length=4)
+        >>> collate = edit_collator(layout, full_corruption=1.0, text_drop=0, image_drop=0, false_alarms=0)
+        >>> row = layout.sequences(["remove the cat"], np.array([[[1, 2], [3, 4]]]), np.array([[[1, 2], [5, 4]]]))[0]
+        >>> batch = collate([{"input_ids": row, "editable_mask": layout.editable_mask, "idx": 0}])
+        >>> batch["start_ids"][0, layout.canvas].tolist() == batch["input_ids"][0, layout.source].tolist()
+        True
+    """
+    later = UniformProposal(layout.vocab_size, excluded=range(layout.first_code))
+    proposal = SourceProposal(layout.source, layout.canvas, later)
+    return EditCollator(MASK_ID, proposal, layout=layout, pad_token_id=PAD_ID, **settings)

@@ -1,0 +1,254 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""
+One sequence an edit, over one vocabulary: the instruction's words, the source picture, the canvas.
+
+    [ words, padded ] [ source tokens, row by row ] [ canvas tokens, row by row ]
+
+Only the canvas is editable. For Reflective Masking it begins as the source's own tokens; a model that regenerates
+pictures begins from masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from .codebook import Grid, PatchCodebook
+from .scenes import EditExamples, known_words
+
+Ids = npt.NDArray[np.int64]
+
+MASK_ID, PAD_ID, UNCONDITIONAL_ID, UNKNOWN_ID = range(4)
+SPECIAL = ("<mask>", "<pad>", "<unconditional>", "<unknown>")
+
+
+@dataclass(frozen=True)
+class EditLayout:
+    """
+    Where everything stands.
+
+    Args:
+        words (sequence of `str`): the known words; a word's id is its place here plus 4.
+        codes (`int`): size of the image codebook; code c has the id `first_code + c`.
+        rows, columns (`int`): of the token grid.
+        text_length (`int`, defaults to 12): slots for words.
+
+    Raises:
+        ValueError: for a vocabulary with repeated words or a layout without room.
+
+    Example:
+        >>> layout = EditLayout(["cat", "remove", "the"], codes=8, rows=2, columns=2, text_length=4)
+        >>> grid = np.arange(4).reshape(1, 2, 2)
+        >>> layout.sequences(["Remove the cat"], grid, grid)
+        array([[ 5,  6,  4,  1,  7,  8,  9, 10,  7,  8,  9, 10]])
+        >>> layout.editable_mask.tolist() == [False] * 8 + [True] * 4
+        True
+    """
+
+    words: Sequence[str]
+    codes: int
+    rows: int
+    columns: int
+    text_length: int = 12
+
+    def __post_init__(self) -> None:
+        if len(set(self.words)) != len(self.words):
+            raise ValueError("`words` holds a word twice: pass each once.")
+        if min(self.codes - 1, self.rows, self.columns, self.text_length) < 1:
+            raise ValueError(
+                f"`codes`, `rows`, `columns`, `text_length` are {self.codes}, {self.rows}, {self.columns}, "
+                f"{self.text_length}: pass 2 codes and 1 of the others at least."
+            )
+
+    @property
+    def cells(self) -> int:
+        """Tokens a picture."""
+        return self.rows * self.columns
+
+    @property
+    def length(self) -> int:
+        """Of a sequence."""
+        return self.text_length + 2 * self.cells
+
+    @property
+    def source(self) -> slice:
+        """Positions of the source picture."""
+        return slice(self.text_length, self.text_length + self.cells)
+
+    @property
+    def canvas(self) -> slice:
+        """Positions of the canvas."""
+        return slice(self.text_length + self.cells, self.length)
+
+    @property
+    def first_code(self) -> int:
+        """Id of image code 0."""
+        return len(SPECIAL) + len(self.words)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in all."""
+        return self.first_code + self.codes
+
+    @property
+    def suppressed_token_ids(self) -> list[int]:
+        """What a reveal must never write onto the canvas: everything but image codes and the mask."""
+        return [token for token in range(self.first_code) if token != MASK_ID]
+
+    @property
+    def editable_mask(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the canvas."""
+        return np.arange(self.length) >= self.canvas.start
+
+    @property
+    def position_groups(self) -> list[list[int]]:
+        """
+        Two-dimensional positions, as `RMConfig` takes them: part (each word slot, source, canvas), row, column, cell.
+
+        A place has the same row, column and cell in the source and on the canvas; words share row and column 0.
+        """
+        slots, cells = list(range(self.text_length)), range(self.cells)
+        part = [*slots, *[self.text_length] * self.cells, *[self.text_length + 1] * self.cells]
+        row = [0] * self.text_length + [1 + cell // self.columns for cell in cells] * 2
+        column = [0] * self.text_length + [1 + cell % self.columns for cell in cells] * 2
+        cell = slots + [self.text_length + cell for cell in cells] * 2
+        return [part, row, column, cell]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {word: len(SPECIAL) + place for place, word in enumerate(self.words)}
+
+    def encode_text(self, instruction: str) -> list[int]:
+        """
+        The ids of an instruction's words, padded; words that are not known become one id of their own.
+
+        Raises:
+            ValueError: for an empty instruction or one with too many words.
+        """
+        words = instruction.lower().replace(",", " ").replace(".", " ").split()
+        if not 0 < len(words) <= self.text_length:
+            raise ValueError(
+                f"`instruction` {instruction!r} has {len(words)} words: pass 1 to {self.text_length}, or build a "
+                "layout with a longer text."
+            )
+        ids = [self._ids.get(word, UNKNOWN_ID) for word in words]
+        return ids + [PAD_ID] * (self.text_length - len(ids))
+
+    @property
+    def unconditional_text(self) -> list[int]:
+        """What stands in the word slots when the instruction is dropped."""
+        return [UNCONDITIONAL_ID] + [PAD_ID] * (self.text_length - 1)
+
+    def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Ids:
+        """
+        (B, N) ids.
+
+        Args:
+            instructions (sequence of B `str`): the requests.
+            source (`(B, rows, columns)` int64): the source's codes.
+            canvas (`(B, rows, columns)` int64, *optional*): the canvas's codes; by default the source's, a draft.
+
+        Raises:
+            ValueError: for grids of another shape or codes that do not exist.
+        """
+        canvas = source if canvas is None else canvas
+        for name, grid in (("source", source), ("canvas", canvas)):
+            if grid.shape != (len(instructions), self.rows, self.columns):
+                raise ValueError(
+                    f"`{name}` has shape {grid.shape}: pass {(len(instructions), self.rows, self.columns)}, one grid "
+                    "an instruction."
+                )
+            if grid.size and not 0 <= grid.min() <= grid.max() < self.codes:
+                raise ValueError(
+                    f"`{name}` holds codes {grid.min()} to {grid.max()}: the codebook has 0 to {self.codes - 1}."
+                )
+        text = np.array([self.encode_text(instruction) for instruction in instructions], dtype=np.int64)
+        flat = [grid.reshape(len(grid), -1) + self.first_code for grid in (source, canvas)]
+        return np.concatenate((text.reshape(-1, self.text_length), *flat), axis=1)
+
+    def grid(self, sequences: Ids, part: str = "canvas") -> Grid:
+        """
+        The codes of the canvas, or of the source, (B, rows, columns); a mask becomes -1.
+
+        Raises:
+            ValueError: for sequences of another length, or ids there that are no image codes.
+        """
+        if sequences.ndim != 2 or sequences.shape[1] != self.length:
+            raise ValueError(f"`sequences` has shape {sequences.shape}: pass (B, {self.length}).")
+        ids = sequences[:, getattr(self, part)]
+        wrong = (ids != MASK_ID) & ((ids < self.first_code) | (ids >= self.vocab_size))
+        if wrong.any():
+            raise ValueError(
+                f"`sequences` has the id {ids[wrong][0]} in its {part}: image codes are {self.first_code} to "
+                f"{self.vocab_size - 1}. Was it made with another layout?"
+            )
+        return np.where(ids == MASK_ID, -1, ids - self.first_code).reshape(-1, self.rows, self.columns)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """
+        The vocabulary as a tokenizer of transformers: words, and `<0>` to `<K - 1>` for the image codes.
+
+        Example:
+            >>> layout = EditLayout(["cat", "remove", "the"], codes=8, rows=2, columns=2)
+            >>> layout.tokenizer()("remove the cat <3>")["input_ids"]
+            [5, 6, 4, 10]
+        """
+        names = [*SPECIAL, *self.words, *(f"<{code}>" for code in range(self.codes))]
+        tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=SPECIAL[3]))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            mask_token=SPECIAL[0],
+            pad_token=SPECIAL[1],
+            unk_token=SPECIAL[3],
+            additional_special_tokens=[SPECIAL[2]],
+            model_max_length=self.length,
+            clean_up_tokenization_spaces=False,
+        )
+
+
+def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> EditLayout:
+    """The layout of composed edits of `size` x `size` pixels with the words that their training split knows."""
+    if size % book.patch:
+        raise ValueError(f"`size` is {size}: pass a multiple of the codebook's patch of {book.patch} pixels.")
+    side = size // book.patch
+    return EditLayout(known_words(), len(book), side, side, text_length)
+
+
+class EditRows:
+    """
+    Edits as rows for the trainers: `input_ids` ends with the *target's* tokens, `editable_mask` is the canvas.
+
+    Example:
+        >>> from hf_rm.tasks.image_editing import generate_edits, load_codebook
+        >>> book = load_codebook()
+        >>> rows = EditRows.from_examples(generate_edits(4), book, edit_layout(book))
+        >>> len(rows), rows[0]["input_ids"].shape
+        (4, (524,))
+    """
+
+    def __init__(self, sequences: Ids, layout: EditLayout, first: int = 0) -> None:
+        self.sequences = sequences.astype(np.int16 if layout.vocab_size < 2**15 else np.int32)
+        self.layout = layout
+        self.first = first
+
+    @classmethod
+    def from_examples(cls, examples: EditExamples, book: PatchCodebook, layout: EditLayout, first: int = 0) -> Any:
+        """Encode pictures and words; `first` is the number of the first row, its key in every draw."""
+        source, target = book.encode(examples.source), book.encode(examples.target)
+        return cls(layout.sequences(examples.instructions, source, target), layout, first)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = self.sequences[index].astype(np.int64)
+        return {"input_ids": ids, "editable_mask": self.layout.editable_mask, "idx": self.first + index}

@@ -1,0 +1,111 @@
+"""Image tokens: encoding, decoding, how far a token reaches."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_rm.tasks.image_editing import (
+    PatchCodebook,
+    fit_codebook,
+    generate_edits,
+    load_codebook,
+    receptive_field,
+    reconstruction_quality,
+)
+from hf_rm.tasks.image_editing import codebook as module
+
+
+@pytest.fixture(scope="module")
+def fitted() -> PatchCodebook:
+    return fit_codebook(generate_edits(60, seed=1).target, codes=32)
+
+
+def test_decoding_is_the_sum_of_nine_look_ups(fitted: PatchCodebook) -> None:
+    grid = np.random.default_rng(0).integers(0, 32, (1, 3, 2))
+    slow = np.zeros((12, 8, 3))
+    for row in range(3):
+        for column in range(2):
+            for place, (down, across) in enumerate((d, a) for d in (-1, 0, 1) for a in (-1, 0, 1)):
+                y, x = row + down, column + across
+                token = grid[0, y, x] if 0 <= y < 3 and 0 <= x < 2 else 32
+                slow[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += fitted.tables[place, token].reshape(
+                    4, 4, 3
+                )
+    assert np.abs(fitted.decode(grid)[0] - (slow + 0.5).clip(0, 255).astype(np.uint8).astype(int)).max() <= 1
+
+
+def test_encoding_takes_the_nearest_patch_by_lightness_and_colour(fitted: PatchCodebook) -> None:
+    picture = generate_edits(1, seed=3).source
+    grid = fitted.encode(picture)
+    patch = picture[0, 8:12, 20:24].astype(float).reshape(16, 3)
+    centres = fitted.centres.reshape(32, 16, 3).astype(float)
+    difference = patch - centres
+    grey = difference.sum(-1) / np.sqrt(3)
+    colour = (difference**2).sum(-1) - grey**2
+    distance = (grey**2 + module._CHROMA**2 * colour).sum(-1)
+    assert grid[0, 2, 5] == distance.argmin()
+
+
+def test_a_fitted_codebook_is_better_than_its_centres_alone_and_repeats(fitted: PatchCodebook) -> None:
+    pictures = generate_edits(20, seed=2, split="dev").target
+    alone = np.zeros_like(fitted.tables)
+    alone[4, :-1] = fitted.centres
+    psnr = reconstruction_quality(pictures, fitted.reconstruct(pictures))["psnr"].mean()
+    plain = PatchCodebook(fitted.centres, alone)
+    assert psnr > reconstruction_quality(pictures, plain.reconstruct(pictures))["psnr"].mean() + 0.3
+    again = fit_codebook(generate_edits(60, seed=1).target, codes=32)
+    assert (again.centres == fitted.centres).all() and (again.tables == fitted.tables).all()
+
+
+def test_how_far_a_token_reaches_is_measured(fitted: PatchCodebook) -> None:
+    alone = np.zeros_like(fitted.tables)
+    alone[4, :-1] = fitted.centres
+    assert receptive_field(PatchCodebook(fitted.centres, alone).decode, 32) == 0
+    assert receptive_field(fitted.decode, 32) == fitted.patch
+
+
+def test_pixels_beyond_the_receptive_field_of_a_changed_token_stay() -> None:
+    book = load_codebook()
+    reach = receptive_field(book.decode, len(book))
+    grid = book.encode(generate_edits(1, seed=7).source)
+    changed = grid.copy()
+    changed[0, 5:8, 9:11] = (changed[0, 5:8, 9:11] + 17) % len(book)
+    moved = (book.decode(grid) != book.decode(changed))[0].any(-1)
+    near = np.zeros_like(moved)
+    near[5 * 4 - reach : 8 * 4 + reach, 9 * 4 - reach : 11 * 4 + reach] = True
+    assert moved[20:32, 36:44].any() and not (moved & ~near).any()
+
+
+def test_the_packaged_codebook_loses_what_its_documentation_says() -> None:
+    pictures = generate_edits(40, seed=12, split="dev").target
+    quality = reconstruction_quality(pictures, load_codebook().reconstruct(pictures))
+    assert quality["psnr"].mean() > 22.5 and quality["ssim"].mean() > 0.7
+
+
+def test_saving_rounds_to_half_precision_and_changes_no_token(fitted: PatchCodebook, tmp_path: Path) -> None:
+    pictures = generate_edits(4, seed=3).source
+    fitted.save(tmp_path / "book.npz")
+    loaded = load_codebook(tmp_path / "book.npz")
+    assert (loaded.encode(pictures) == fitted.encode(pictures)).all()
+    assert np.abs(loaded.reconstruct(pictures).astype(int) - fitted.reconstruct(pictures)).max() <= 2
+
+
+def test_what_cannot_be_encoded_or_loaded_is_refused(tmp_path: Path, fitted: PatchCodebook) -> None:
+    for wrong in (
+        np.zeros((1, 62, 64, 3), np.uint8),
+        np.zeros((1, 64, 64, 3), np.float32),
+        np.zeros((64, 64, 3), np.uint8),
+        np.zeros((1, 64, 64, 4), np.uint8),
+    ):
+        with pytest.raises(ValueError, match="`images`"):
+            fitted.encode(wrong)
+    with pytest.raises(ValueError, match="`grid`"):
+        fitted.decode(np.full((1, 2, 2), 32))
+    with pytest.raises(ValueError, match="`codes`"):
+        fit_codebook(np.zeros((1, 8, 8, 3), np.uint8), codes=5)
+    with pytest.raises(OSError):
+        load_codebook(tmp_path / "none.npz")
+    (tmp_path / "bad.npz").write_bytes(b"not a codebook")
+    with pytest.raises(OSError, match="not a codebook"):
+        load_codebook(tmp_path / "bad.npz")

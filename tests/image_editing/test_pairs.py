@@ -1,0 +1,112 @@
+"""Users' files: what is read, what is left out and why."""
+
+import json
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_rm.tasks.image_editing.pairs import load_edit_pairs, shared_crop
+
+
+def write(folder: Path, rows: list) -> Path:
+    path = folder / "edits.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pixels[10:20, 20:30] = 255 - pixels[10:20, 20:30]
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    return tmp_path
+
+
+GOOD = {"source": "a.png", "target": "b.png", "instruction": "turn it over"}
+
+
+def test_both_pictures_are_cut_by_one_crop(folder: Path) -> None:
+    pairs = load_edit_pairs(write(folder, [GOOD]), size=40)
+    a, b = (np.asarray(Image.open(folder / name))[:, 10:50] for name in ("a.png", "b.png"))
+    assert shared_crop(60, 40) == (10, 0, 50, 40)
+    assert (pairs.source[0] == a).all() and (pairs.target[0] == b).all()
+    assert pairs.mask[0][~np.pad(np.ones((10, 10), bool), ((10, 20), (10, 20)))].sum() == 0
+    assert pairs.mask[0, 10:20, 10:20].mean() > 0.9 and pairs.instructions == ["turn it over"]
+
+
+def test_masks_and_boxes_follow_the_crop(folder: Path) -> None:
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[10:20, 20:30] = 255
+    Image.fromarray(mask).save(folder / "m.png")
+    pairs = load_edit_pairs(write(folder, [{**GOOD, "mask": "m.png"}, {**GOOD, "box": [20, 10, 30, 20]}]), size=40)
+    assert (pairs.mask == (mask[:, 10:50] > 0)).all() and pairs.lines == [1, 2]
+
+
+def test_bad_pairs_are_left_out_and_counted_and_the_rest_goes_on(folder: Path) -> None:
+    Image.new("RGB", (30, 30)).save(folder / "small.png")
+    Image.new("I;16", (60, 40)).save(folder / "deep.png")
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    (folder / "text.png").write_text("no picture")
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)  # 3.6 thousand million pixels in 57 bytes
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IEND\xaeB`\x82")
+    rows = [
+        GOOD,
+        {**GOOD, "target": "missing.png"},
+        {key: GOOD[key] for key in ("source", "instruction")},
+        {**GOOD, "target": "small.png"},
+        {**GOOD, "source": "deep.png"},
+        {**GOOD, "source": "cut.png"},
+        {**GOOD, "source": "text.png"},
+        {**GOOD, "source": "bomb.png"},
+        {**GOOD, "source": "../../etc/passwd"},
+        {**GOOD, "mask": "small.png"},
+        {**GOOD, "box": [50, 10, 70, 20]},
+        {**GOOD, "box": "all"},
+        {**GOOD, "target": "a.png"},
+        "{not json",
+        "[1, 2]",
+        GOOD,
+    ]
+    pairs = load_edit_pairs(write(folder, rows))
+    assert pairs.lines == [1, 16] and pairs.source.shape == (2, 64, 64, 3)
+    assert pairs.left_out == Counter(
+        {
+            "file missing": 1,
+            "no source, target or instruction": 2,
+            "source and target of different sizes": 1,
+            "picture of mode I;16": 1,
+            "file is no picture, or damaged": 2,
+            "picture too large": 1,
+            "file name outside the folder": 1,
+            "mask of another size than its picture": 1,
+            "box outside its picture": 1,
+            "box is not four whole numbers": 1,
+            "nothing edited inside the crop": 1,
+            "line is no JSON": 1,
+        }
+    )
+
+
+def test_transparent_and_grey_pictures_become_colours(folder: Path) -> None:
+    Image.new("RGBA", (60, 40), (255, 0, 0, 0)).save(folder / "clear.png")
+    Image.new("L", (60, 40), 10).save(folder / "grey.png")
+    pairs = load_edit_pairs(write(folder, [{**GOOD, "source": "clear.png", "target": "grey.png"}]))
+    assert (pairs.source == 255).all() and (pairs.target == 10).all()
+
+
+def test_a_file_without_any_usable_pair_is_an_error(folder: Path) -> None:
+    with pytest.raises(ValueError, match="1 file missing"):
+        load_edit_pairs(write(folder, [{**GOOD, "source": "none.png"}]))
+    with pytest.raises(ValueError, match="empty"):
+        load_edit_pairs(write(folder, []))
+    with pytest.raises(OSError):
+        load_edit_pairs(folder / "none.jsonl")
+    with pytest.raises(ValueError, match="`size`"):
+        load_edit_pairs(write(folder, [GOOD]), size=4)

@@ -1,0 +1,82 @@
+"""The image recipe as a user launches it, and the trainer with its fourth loss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hf_rm import RMTrainingArguments
+from hf_rm.history import HistorySegments, HistoryState
+from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
+from hf_rm.tasks.image_editing.model import build_image_edit_model
+from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("pool", [0.0, 0.5])
+def test_the_fourth_loss_looks_at_the_unedited_canvas_of_every_row(tmp_path: Path, pool: float) -> None:
+    layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
+    source = np.random.default_rng(0).integers(0, 4, (16, 2, 2))
+    target = np.where(source == 2, 3, source)
+    rows = EditRows(layout.sequences(["paint"] * 16, source, target), layout)
+    torch.manual_seed(0)
+    model = build_image_edit_model(layout, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2)
+    args = RMTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=8, report_to="none", use_cpu=True, pool_fraction=pool
+    )
+    collate = edit_collator(layout, image_drop=0.0, full_corruption=1.0)
+    batch = collate([rows[i] for i in range(8)])
+    losses = {}
+    for weight in (0.0, 0.1):
+        trainer = ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=weight)
+        model.train()
+        losses[weight] = trainer.compute_loss(model, batch).item()
+    # Model and rows are the same, and a pool that just began shows its rows' starts: the difference is the term.
+    state = batch["input_ids"].clone()
+    half = 8 - round(8 * pool)
+    state[half:] = batch["start_ids"][half:]
+
+    parts = [HistorySegments(batch["history_ids"][:half], batch["history_lags"][:half])]
+    if half < 8:
+        parts.append(HistoryState.empty(8 - half, layout.length, 16))
+    with torch.no_grad():
+        mask = model(state, editable_mask=batch["editable_mask"], history=parts).logits.softmax(-1)[..., 0]
+    unedited = torch.from_numpy((source == target).reshape(16, -1)[:8])
+    term = -torch.log(1 - mask[:, layout.canvas][unedited]).sum().item()
+    assert losses[0.1] - losses[0.0] == pytest.approx(0.1 * term / (8 * 4), rel=1e-3)
+    with pytest.raises(ValueError, match="`unlikelihood_weight`"):
+        ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=-1)
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_report(tmp_path: Path) -> None:
+    settings = yaml.safe_load((ROOT / "recipes" / "configs" / "image-edit-demo.yaml").read_text())
+    settings |= {
+        "output_dir": str(tmp_path / "out"), "train_edits": 16, "eval_edits": 6, "max_steps": 2, "use_cpu": True,
+        "per_device_train_batch_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_layers": 1,
+        "pool_fraction": 0.5, "sheet_edits": 4, "logging_steps": 1, "warmup_steps": 0,
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for expected in ("copy the source", "trained before"):  # the second time nothing is trained again
+        run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert expected in run.stdout and "rm, seed 0 minus sft" in run.stdout
+    records = {record["name"]: record for record in json.loads((tmp_path / "out" / "records.json").read_text())}
+    assert set(records) == {"copy the source", "target's tokens (limit)", "rm, seed 0", "sft, seed 0"}
+    assert all(len(record["edits"]["psnr"]) == 6 for record in records.values())
+    assert records["copy the source"]["edits"]["success"] == [0.0] * 6
+    for system in ("rm", "sft"):
+        with Image.open(tmp_path / "out" / f"{system}_seed0" / "sheet.png") as sheet:
+            assert sheet.height == 22 + 4 * 150
+        assert (tmp_path / "out" / f"{system}_seed0" / "revision.gif").stat().st_size > 1000
