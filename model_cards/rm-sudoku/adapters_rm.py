@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, extract_commit_hash, is_peft_available
 
-from .configuration_rm import RMConfig
+from .configuration_rm import WRAPPER_TYPES, RMConfig
 from .families_rm import load_backbone
 
 ADAPTER_FOLDER = "adapter"
@@ -74,7 +74,7 @@ def refuse_plain_adapter(name: Any, **where: Any) -> None:
 
 
 def _is_wrapper(name: str | None, **where: Any) -> bool:
-    return bool(name) and PreTrainedConfig.get_config_dict(name, **where)[0].get("model_type") == RMConfig.model_type
+    return bool(name) and PreTrainedConfig.get_config_dict(name, **where)[0].get("model_type") in WRAPPER_TYPES
 
 
 def commit_of(name: str | None, revision: str | None = None, cache_dir: Any = None) -> str | None:
@@ -130,7 +130,7 @@ def load_with_adapter(cls: Any, name: Any, adapter: Path, **kwargs: Any) -> Any:
     config = kwargs.pop("config", None)
     if config is None:
         loading = {key: kwargs.pop(key) for key in _LOADING if key in kwargs}
-        config, kwargs = RMConfig.from_pretrained(name, return_unused_kwargs=True, **own, **kwargs)
+        config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **own, **kwargs)
         kwargs |= loading
     if other_base or not config.backbone_name:
         config = copy.deepcopy(config)
@@ -156,8 +156,8 @@ def _load_base(cls: Any, name: Any, config: RMConfig, trust: bool, where: dict[s
             "full model and pass it as base_model=."
         )
     values, _ = PreTrainedConfig.get_config_dict(base, revision=revision, **where)
-    if values.get("model_type") == RMConfig.model_type:  # a saved wrapper: our own class, whatever code lies beside it
-        _check_base(config, RMConfig.from_dict(values), base, name)
+    if values.get("model_type") in WRAPPER_TYPES:  # a saved wrapper: our own class, whatever code lies beside it
+        _check_base(config, cls.config_class.from_dict(values), base, name)
         model = cls.from_pretrained(base, config=config, revision=revision, **where, **kwargs)
     else:
         if config.position_groups is not None:

@@ -12,6 +12,9 @@ from .llada import CONFIGS
 
 HISTORY_NORMS = ("rms", "match", "none")
 HISTORY_SCOPES = ("all", "editable")
+BLOCK_STARTS = ("sequence", "answer")
+WRAPPER_TYPES = ("reflective_masking", "RemeDi")
+"""Every `model_type` of ours that stands for a wrapper around a backbone."""
 
 
 class RMConfig(PreTrainedConfig):
@@ -50,6 +53,9 @@ class RMConfig(PreTrainedConfig):
             i, as in Dream. The wrapper then moves the logits right by one: they always belong to their own position.
         attention_block_length (`int`, *optional*): block-causal attention (LLaDA2): a position sees its own block of
             this many positions and the blocks before it. `None`: it sees all.
+        attention_block_start (`str`, defaults to `"sequence"`): where those blocks are counted from: `"sequence"` its
+            first position (LLaDA2), or `"answer"` the first editable one (RemeDi): what comes before it, the prompt,
+            is then a block by itself, however long.
         trained_to_remask (`bool`, *optional*): whether the head has been trained to predict the mask. `RMTrainer` sets
             it; the load-time probe sets it to `False` for a head that measurably never was; `None`: not known.
         backbone_name (`str`, *optional*): Hub name of the backbone that was wrapped; an adapter's repository is
@@ -90,6 +96,7 @@ class RMConfig(PreTrainedConfig):
         backbone_positions: bool = True,
         logits_shift: bool = False,
         attention_block_length: int | None = None,
+        attention_block_start: str = "sequence",
         trained_to_remask: bool | None = None,
         backbone_name: str | None = None,
         backbone_revision: str | None = None,
@@ -113,6 +120,7 @@ class RMConfig(PreTrainedConfig):
         self.backbone_positions = backbone_positions
         self.logits_shift = logits_shift
         self.attention_block_length = attention_block_length
+        self.attention_block_start = attention_block_start
         self.trained_to_remask = trained_to_remask
         self.backbone_name = backbone_name
         self.backbone_revision = backbone_revision
@@ -139,6 +147,11 @@ class RMConfig(PreTrainedConfig):
                     f"from 0 to {self.vocab_size - 1}."
                 )
         _check_groups(self)
+
+
+def blocks_from_answer(config: Any) -> bool:
+    """Whether the attention's blocks are counted from the first editable position."""
+    return getattr(config, "attention_block_start", None) == "answer"
 
 
 def embedding_width(text_config: PreTrainedConfig) -> int:
@@ -187,6 +200,10 @@ def _check_groups(config: RMConfig) -> None:
     if block_length is not None and (isinstance(block_length, bool) or block_length < 1):
         raise ValueError(
             f"`attention_block_length` is {block_length!r}: pass a positive integer, or None for full attention."
+        )
+    if config.attention_block_start not in BLOCK_STARTS:
+        raise ValueError(
+            f"`attention_block_start` is {config.attention_block_start!r}: pass one of {', '.join(BLOCK_STARTS)}."
         )
     if block_length is not None and attention_groups is not None:
         raise ValueError("`attention_block_length` and `attention_groups` are both given: pass one of them.")

@@ -9,7 +9,7 @@ remote code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +31,8 @@ from transformers.utils import cached_file
 
 from .generation_denoiser_rm import Denoised
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import position_logits
+from .heads_rm import position_logits, real_positions
 from .llada import CONFIGS, ILLaDAConfig, LLaDAConfig, published_names, register_conversions
-from .vocabulary_rm import find_tokenizer
 
 _WHERE = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 # Heads of other tasks in a masked language model's checkpoint: BERT and ALBERT are published with them.
@@ -109,7 +108,7 @@ class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
                 "RMForMaskedDiffusion.from_backbone, or leave use_history out."
             )
         if attention_mask is not None:
-            inputs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
+            inputs.setdefault("position_ids", real_positions(attention_mask))
         return Denoised(position_logits(self, positions, input_ids=input_ids, attention_mask=attention_mask, **inputs))
 
 
@@ -178,17 +177,13 @@ def family_of(config: PreTrainedConfig) -> Family | None:
     return FAMILIES.get(name)
 
 
-def find_mask_token_id(backbone: PreTrainedModel) -> int | None:
-    """The mask id of the config, else of the tokenizer beside the weights, else of the family; None without any."""
+def find_mask_token_id(backbone: PreTrainedModel, tokenizer: Callable[[], Any]) -> int | None:
+    """The mask id of the config, else of the tokenizer that the call returns, else of the family; None without any."""
     own = getattr(backbone.config, "mask_token_id", None)
-    if own is None and backbone.name_or_path:
-        own = _tokenizer_mask(backbone.name_or_path, getattr(backbone.config, "_commit_hash", None))
+    if own is None:
+        own = getattr(tokenizer(), "mask_token_id", None)
     family = family_of(backbone.config)
     return own if own is not None or family is None else family.mask_token_id
-
-
-def _tokenizer_mask(name: str, revision: str | None) -> int | None:
-    return getattr(find_tokenizer(name, revision=revision), "mask_token_id", None)
 
 
 def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .generation_config_rm import ReflectiveGenerationConfig
+from .heads_rm import answer_start
 
 
 @dataclass
@@ -49,12 +50,14 @@ def build_canvas(
     config: ReflectiveGenerationConfig,
     mask_token_id: int,
     attention_block_length: int | None = None,
+    from_answer: bool = False,
 ) -> Canvas:
     """
     The input with its masks appended, what may change in it, and the blocks: checked arguments (`check_inputs`).
 
     Under block-causal attention the blocks are those of the attention, counted from a row's first real position, so
-    that prompt tokens may share the first one; otherwise every `block_length` editable positions make a block.
+    that prompt tokens may share the first one, or from its first editable one (`from_answer`); otherwise every
+    `block_length` editable positions make a block.
     """
     batch, length = input_ids.shape
     new = config.max_new_tokens or 0
@@ -79,6 +82,8 @@ def build_canvas(
         place, block_length = rank, config.block_length
     else:
         place, block_length = real.long().cumsum(-1) - 1, attention_block_length
+        if from_answer:
+            place = place - answer_start(editable, place)
     blocks = place.div(block_length, rounding_mode="floor") if block_length else torch.zeros_like(place)
     blocks = blocks - blocks.masked_fill(~editable, torch.iinfo(torch.long).max).amin(-1, keepdim=True)
     blocks = blocks.masked_fill(~editable, -1)

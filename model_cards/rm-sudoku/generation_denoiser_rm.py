@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache
 
+from .configuration_rm import blocks_from_answer
 from .generation_canvas_rm import Canvas
 from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_rows_rm import Rows, look
+from .heads_rm import answer_start
 from .history import HistoryState
 
 
@@ -72,7 +74,8 @@ class Denoiser:
             block_length = self._check_cache()
             # A revision of an earlier block invalidates all that comes after it: nothing is kept then.
             if not self.revisits:
-                self.cache = BlockCache(canvas, block_length, branches=1 if self.scale == 1.0 else 2)
+                branches = 1 if self.scale == 1.0 else 2
+                self.cache = BlockCache(canvas, block_length, branches, blocks_from_answer(model.config))
 
     @property
     def forwards_per_step(self) -> int:
@@ -213,19 +216,20 @@ class BlockCache:
     blocks, prompts of different lengths and padded on either side: a block is looked up by its positions.
     """
 
-    def __init__(self, canvas: Canvas, block_length: int, branches: int) -> None:
+    def __init__(self, canvas: Canvas, block_length: int, branches: int, from_answer: bool = False) -> None:
         batch, length = canvas.ids.shape
         device = canvas.ids.device
         real = torch.ones_like(canvas.editable) if canvas.attention_mask is None else canvas.attention_mask.bool()
         place = real.long().cumsum(-1) - 1
-        number = torch.where(real, place // block_length, -1)
+        origin = answer_start(canvas.editable, place) if from_answer else torch.zeros_like(place[:, :1])
+        number = (place - origin).div(block_length, rounding_mode="floor")
         first = number.masked_fill(~canvas.editable, length).amin(-1, keepdim=True)
         self.number = torch.where(
             real, number - first, length
         )  # block of every position; the active ones count from 0
         self.real, self.place = real, place.clamp(min=0)
         offset = torch.arange(block_length, device=device)
-        begin = (first + torch.arange(canvas.windows.shape[1], device=device)) * block_length
+        begin = (first + torch.arange(canvas.windows.shape[1], device=device)) * block_length + origin
         # (B, K, L): physical positions of the blocks; N where a block is cut off.
         wanted = begin[..., None] + offset
         physical = torch.full((batch, length + 1), length, dtype=torch.long, device=device)

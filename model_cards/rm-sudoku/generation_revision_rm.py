@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from .generation_rules_rm import DenoisingStep, RemaskingTimes, Rule, kept_by_policy, lowest_ranked
+from .generation_rules_rm import DenoisingStep, RemaskingTimes, Rule, kept_by_policy, lowest_ranked, remask_advantage
 
 if TYPE_CHECKING:
     from .generation_config_rm import ReflectiveGenerationConfig
@@ -36,23 +36,23 @@ class Revision:
     Attributes:
         fires (`Tensor` (B, A), bool): where, a subset of `step.visible`.
         ranks (`Tensor` (B, A), float): where a limit allows only some, it takes the lowest first.
-        replacement (`Tensor` (B, A), long, *optional*): what stands there afterwards; by default the mask.
     """
 
     fires: Tensor
     ranks: Tensor
-    replacement: Tensor | None = None
 
 
 class RevisionRule(Rule, ABC):
     """
     Says which visible tokens are taken back.
 
-    `threshold`: what `revise_threshold` is by default, None where the rule has none. `remembers`: whether the rule
-    carries a memory from step to step, so that a repeated state need not repeat itself.
+    `threshold`: what `revise_threshold` is by default, None where the rule has none. `replaces`: whether it puts
+    another token in place at once, instead of the mask. `remembers`: whether the rule carries a memory from step to
+    step, so that a repeated state need not repeat itself.
     """
 
     threshold: ClassVar[float | None] = None
+    replaces: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
@@ -73,7 +73,7 @@ class ReflectiveRevision(RevisionRule):
     """Eq. 1: re-mask where the mask is more probable than the token that stands there; a tie keeps."""
 
     def __call__(self, step: DenoisingStep) -> Revision:
-        advantage = (step.mask_logit - step.logits.gather(-1, step.ids[..., None])[..., 0]).float()
+        advantage = remask_advantage(step.ids, step.logits, step.mask_token_id).float()
         return Revision((advantage > 0) & step.visible, -advantage)
 
 
@@ -91,20 +91,18 @@ class TokenToToken(RevisionRule):
     """LLaDA2.1's token editing: max p > tau and the best token is another one; it takes the place."""
 
     threshold: ClassVar[float | None] = 0.5
+    replaces: ClassVar[bool] = True
 
     def __call__(self, step: DenoisingStep) -> Revision:
         best = step.best_probability
-        return Revision((best > self.tau) & (step.best != step.ids) & step.visible, 1 - best, step.best)
+        return Revision((best > self.tau) & (step.best != step.ids) & step.visible, 1 - best)
 
 
 class TokenToTokenRemask(TokenToToken):
     """Token-to-Mask, T2T-Remask: the same detector, but the token goes back to the mask."""
 
     threshold: ClassVar[float | None] = 0.9
-
-    def __call__(self, step: DenoisingStep) -> Revision:
-        wanted = super().__call__(step)
-        return Revision(wanted.fires, wanted.ranks)
+    replaces: ClassVar[bool] = False
 
 
 class LogitDifference(RevisionRule):

@@ -25,11 +25,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from .configuration_rm import check_mask_token
+from .configuration_rm import blocks_from_answer, check_mask_token
 from .generation_canvas_rm import (
     Canvas,
     block_schedule,
@@ -42,7 +41,7 @@ from .generation_canvas_rm import (
 from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_denoiser_rm import Denoised, Denoiser
 from .generation_output_rm import Recorder, ReflectiveOutput, ReflectiveTrajectory
-from .generation_revision_rm import REVISION_RULES, NoRevision, RemaskLimits, Revision
+from .generation_revision_rm import REVISION_RULES, NoRevision, RemaskLimits
 from .generation_rows_rm import (
     EOS,
     LOOP,
@@ -171,7 +170,8 @@ class ReflectiveGenerationMixin:
         blocks = _attention_blocks(self.config, config)
         self._warn_of_untrained_head(config)
         # 2. the canvas
-        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks)
+        from_answer = blocks_from_answer(self.config)
+        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
         # 3. the loop
         return _DenoisingLoop(self, config, canvas, mask_token_id, generator).run(streamer, progress_bar)
 
@@ -306,7 +306,7 @@ class _DenoisingLoop:
         names = ("num_steps", "num_forwards", "num_reveals", "num_remasks", "num_edits", "num_revision_rounds")
         self.counts = {name: torch.zeros_like(self.rows.index) for name in names}
         # How many steps go by before the host looks which rows are done: looking makes a GPU wait.
-        self.patience = 1 if self.device.type == "cpu" else 8
+        self.look_every = 1 if self.device.type == "cpu" else 8
 
     def run(self, streamer: BaseStreamer | None, progress_bar: bool) -> ReflectiveOutput:
         if streamer is not None:
@@ -316,7 +316,7 @@ class _DenoisingLoop:
         while len(self.rows.index):
             self._step()
             step += 1
-            if step % self.patience == 0:
+            if step % self.look_every == 0:
                 progress.update(self._drop_done())
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(self.canvas.ids.cpu())
@@ -346,42 +346,41 @@ class _DenoisingLoop:
             self.counts["num_remasks"][rows.index] + self.counts["num_edits"][rows.index],
         )
         # e. apply and record
-        self._apply(rows, window, step, reveal, revised, wanted)
+        self._apply(rows, window, step, reveal, revised)
         # f. move on
         self._advance(rows, step.masked, reveal, revised)
 
     def _look(self, rows: Rows, window: Tensor | None, denoised: Denoised) -> DenoisingStep:
         """What the rules see: the active block of every row that is not done."""
         ids = look(rows.ids, window)
-        blocks = rows.blocks if window is None else F.pad(rows.blocks, (0, 1), value=-1).gather(1, window)
+        blocks = look(rows.blocks, window, nothing=-1)
         active = (blocks <= rows.block[:, None]) if self.everywhere else (blocks == rows.block[:, None])
         active = active & (blocks >= 0) & ~rows.done[:, None]
         is_mask = ids == self.mask_token_id
         rank, keys, now = look(rows.rank, window), rows.keys, rows.steps
         draw = None if keys is None else lambda stream: uniforms(keys, now, rank, stream)
         proposal, best, best_logit, log_partition = self.sampler(denoised.logits, draw)
-        steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
         return DenoisingStep(
             ids=ids,
             logits=denoised.logits,
             masked=active & is_mask,
             visible=active & ~is_mask,
+            mask_token_id=self.mask_token_id,
             forbidden=self.sampler.forbidden,
             proposal=proposal,
             best=best,
             best_logit=best_logit,
             log_partition=log_partition,
-            schedule=Schedule(rows.block_step, steps, rows.block_masks, active.sum(-1)),
+            schedule=Schedule(rows.block_step, self._block_steps(rows), rows.block_masks, active.sum(-1)),
             policy=denoised.policy,
             delayed=self.ends if self.config.delay_eos else None,
             uniforms=draw,
             memory=self.memory,
         )
 
-    def _apply(
-        self, rows: Rows, window: Tensor | None, step: DenoisingStep, reveal: Tensor, revised: Tensor, wanted: Revision
-    ) -> None:
-        instead = self.mask_token_id if wanted.replacement is None else wanted.replacement
+    def _apply(self, rows: Rows, window: Tensor | None, step: DenoisingStep, reveal: Tensor, revised: Tensor) -> None:
+        replaces = self.revise.replaces
+        instead = step.best if replaces else self.mask_token_id
         new = torch.where(reveal, step.proposal, torch.where(revised, instead, step.ids))
         rows.ids = put(rows.ids, window, new)
         rows.revisions = rows.revisions + put(torch.zeros_like(rows.ids), window, revised.long())
@@ -389,25 +388,24 @@ class _DenoisingLoop:
         self.canvas.ids[rows.index] = rows.ids
         alive = ~rows.done
         rows.steps = rows.steps + alive
-        revisions = "num_remasks" if wanted.replacement is None else "num_edits"
         additions = {
             "num_steps": alive,
             "num_forwards": alive * self.denoiser.forwards_per_step,
             "num_reveals": reveal.sum(-1),
-            revisions: revised.sum(-1),
+            "num_edits" if replaces else "num_remasks": revised.sum(-1),
             "num_revision_rounds": alive & (~step.masked.any(-1) | self._past_schedule(step.schedule)),
         }
         for name, amount in additions.items():
             self.counts[name][rows.index] += amount
         if self.recorder is not None:
-            self.recorder.add(self.canvas.ids, rows, window, reveal, revised, wanted.replacement is not None)
+            self.recorder.add(self.canvas.ids, rows, window, reveal, revised, replaces)
 
     def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> None:
         """Decide for every row whether its block goes on, its next block begins, or it is done."""
         had_mask, moved = masked.any(-1), revised.any(-1)
         has_mask = (masked & ~reveal).any(-1)
-        if not isinstance(self.revise, NoRevision):
-            has_mask = has_mask | (moved if not self._replaces() else torch.zeros_like(moved))
+        if not self.revise.replaces:
+            has_mask = has_mask | moved
         rows.quiet = torch.where(had_mask | moved, 0, rows.quiet + 1)
         rows.rounds = rows.rounds + ~had_mask
         rows.block_step = rows.block_step + 1
@@ -432,16 +430,16 @@ class _DenoisingLoop:
         """(b,) bool: the block's share of `steps` is spent, and what is masked now was reopened by a revision."""
         return (schedule.step >= schedule.steps) & self.reveal.follows_schedule
 
-    def _replaces(self) -> bool:
-        return self.config.revise == "t2t"
+    def _block_steps(self, rows: Rows) -> Tensor:
+        """(b,) steps that the reveal schedule has for each row's active block."""
+        return self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
 
     def _at_rest(self, rows: Rows) -> Tensor:
         """(b,) bool: nothing has changed for long enough, or the schedule is over where the rules keep to one."""
         if self.config.revise is None:
             return torch.ones_like(rows.closed)
         if self.revise.ends_with_schedule:
-            steps = self.schedule[rows.index].gather(-1, rows.block[:, None])[:, 0]
-            return rows.block_step >= steps
+            return rows.block_step >= self._block_steps(rows)
         return rows.quiet >= self.config.patience
 
     def _has_end(self, rows: Rows) -> Tensor:
@@ -503,7 +501,7 @@ class _DenoisingLoop:
             or self.limits.total is not None
             or self.reveal.follows_schedule
             # Replacing goes round without a mask: the bound ends that, after as many steps as LLaDA2.1 takes.
-            or (self._replaces() and self.config.max_revision_rounds is not None)
+            or (self.revise.replaces and self.config.max_revision_rounds is not None)
         )
 
     def _output(self) -> ReflectiveOutput:

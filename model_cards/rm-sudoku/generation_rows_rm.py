@@ -87,9 +87,9 @@ class Rows:
         return self.windows.gather(1, self.block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
 
 
-def look(values: Tensor, window: Tensor | None) -> Tensor:
-    """(b, N) at the window's positions (b, A); 0 where a window has none."""
-    return values if window is None else F.pad(values, (0, 1)).gather(1, window)
+def look(values: Tensor, window: Tensor | None, nothing: int = 0) -> Tensor:
+    """(b, N) at the window's positions (b, A); `nothing` where a window has none."""
+    return values if window is None else F.pad(values, (0, 1), value=nothing).gather(1, window)
 
 
 def put(values: Tensor, window: Tensor | None, new: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class DenoisingStep:
         logits (`Tensor` (B, A, V)): the model's scores, mask and reserved ids included.
         masked (`Tensor` (B, A), bool): masks.
         visible (`Tensor` (B, A), bool): editable tokens that are not masks.
-        forbidden (`Tensor` (F,), long): the mask and the reserved ids, which are never written; the mask first.
+        mask_token_id (`int`): the mask.
+        forbidden (`Tensor` (F,), long): the mask and the reserved ids, which are never written.
         proposal (`Tensor` (B, A), long): the token that each position would become.
         best (`Tensor` (B, A), long): the most probable token that may be written.
         best_logit (`Tensor` (B, A)): its score.
@@ -82,6 +83,7 @@ class DenoisingStep:
     logits: Tensor
     masked: Tensor
     visible: Tensor
+    mask_token_id: int
     forbidden: Tensor
     proposal: Tensor
     best: Tensor
@@ -92,11 +94,6 @@ class DenoisingStep:
     delayed: Tensor | None = None
     uniforms: Callable[[int], Tensor] | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def mask_logit(self) -> Tensor:
-        """(B, A) score of the mask."""
-        return self.logits.index_select(-1, self.forbidden[:1])[..., 0]
 
     def probability(self, tokens: Tensor) -> Tensor:
         """(B, A) probability of the tokens (B, A)."""

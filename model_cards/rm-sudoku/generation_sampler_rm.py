@@ -50,7 +50,7 @@ class Sampler:
         """(b, A) proposals, best tokens, their logits and log-partitions of logits (b, A, V), left as they are."""
         kept = logits.index_select(-1, self.forbidden)
         logits.index_fill_(-1, self.forbidden, -torch.inf)
-        best_logit, best = logits.max(-1)
+        best_logit, best = most_probable(logits)
         proposal = best
         if len(self.processors):
             assert uniforms is not None
@@ -59,9 +59,12 @@ class Sampler:
             logits.index_copy_(-1, self.forbidden, kept)
         # The best token is added last and in 64 bits: in 32 all that is nearly certain would look equally certain.
         wide = torch.float32 if logits.device.type == "mps" else torch.float64
-        logits.scatter_(-1, best[..., None], -torch.inf)
+        # Not scatter_, which passes over all scores on a CPU.
+        row, column = (torch.arange(size, device=logits.device) for size in best.shape)
+        place = (row[:, None], column, best)
+        logits.index_put_(place, best_logit.new_tensor(-torch.inf))
         rest = log_partition(logits)
-        logits.scatter_(-1, best[..., None], best_logit[..., None])
+        logits.index_put_(place, best_logit)
         partition = torch.logaddexp(rest.to(wide), best_logit.to(wide))
         if self.restricted:
             logits.index_copy_(-1, self.forbidden, kept)
@@ -76,6 +79,32 @@ class Sampler:
         chosen = torch.searchsorted(total, wanted, right=True)[..., 0]
         last = scores.shape[-1] - 1 - scores.flip(-1).isfinite().int().argmax(-1)
         return torch.minimum(chosen, last)
+
+
+def most_probable(logits: Tensor, part: int = 1024) -> tuple[Tensor, Tensor]:
+    """
+    The greatest of (b, A, V) scores and its index, the first among equals, as `max(-1)` has them.
+
+    On a CPU in two stages, first the parts' greatest: `amax` is vectorised there, and `max` with indices is not (three
+    times as fast at V = 126,464).
+
+    Example:
+        >>> most_probable(torch.tensor([[[1.0, 3.0, 3.0]]]))
+        (tensor([[3.]]), tensor([[1]]))
+    """
+    size = logits.shape[-1] // part * part
+    if logits.device.type != "cpu" or not size:
+        greatest = logits.max(-1)
+        return greatest.values, greatest.indices
+    parts = logits[..., :size].unflatten(-1, (-1, part))
+    value, where = parts.amax(-1).max(-1)
+    within = parts.gather(-2, where[..., None, None].expand(*where.shape, 1, part))[..., 0, :].argmax(-1)
+    index = where * part + within
+    if size < logits.shape[-1]:
+        rest = logits[..., size:].max(-1)
+        index = torch.where(rest.values > value, rest.indices + size, index)
+        value = torch.maximum(rest.values, value)
+    return value, index
 
 
 def log_partition(logits: Tensor) -> Tensor:
@@ -128,7 +157,7 @@ def _special_token(model: Any, config: ReflectiveGenerationConfig, name: str) ->
 def _forbidden_ids(
     model: Any, config: ReflectiveGenerationConfig, mask_token_id: int, ends: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Ids that no reveal writes, the mask first, then the reserved ones."""
+    """Ids that no reveal writes: the mask and the reserved ones."""
     own = getattr(model.config, "suppressed_token_ids", None) or []
     others = {*own, *(config.suppressed_token_ids or [])} - {mask_token_id}
     if config.suppress_eos and ends is not None:

@@ -1,17 +1,53 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""Scores at some positions only: the base model everywhere, the head where it is asked for."""
+"""
+Scores at some positions only: the base model everywhere, the head where it is asked for.
+
+With a vocabulary of 126,464 the scores of one batch are larger than the network. Decoding asks for those of a block
+(`position_logits`); training never holds more than those of a few rows (`read_logits`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 # How classes of transformers get from the last hidden state to logits: attributes, one after another.
 _HEADS = (("head", "decoder"), ("cls",), ("predictions",), ("lm_head",))
 # Settings under which logits are more than what these attributes compute.
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass(frozen=True)
+class LogitsReader:
+    """
+    What a caller wants to know of the scores, so that they need not all exist at once.
+
+    Attributes:
+        rows (`Tensor` of shape `(K,)`, long): the positions that count, `row * N + position` in a batch of length N.
+        read (`Callable`): scores (k, V) and which of the K rows they are, a slice, to a tuple of (k, ...) tensors. Run
+            again in the backward pass: it must not change anything.
+        chunk_rows (`int`): the most rows whose scores exist at a time.
+    """
+
+    rows: Tensor
+    read: Callable[[Tensor, slice], tuple[Tensor, ...]]
+    chunk_rows: int
+
+
+def real_positions(attention_mask: Tensor) -> Tensor:
+    """(B, N) long: positions counted over what is real, whatever side the padding is on; 0 for padding before it."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def answer_start(editable_mask: Tensor, places: Tensor) -> Tensor:
+    """(B, 1) the least of the places (1 or B, N) at which a row may change."""
+    return places.expand(editable_mask.shape).masked_fill(~editable_mask, places.shape[-1]).amin(-1, keepdim=True)
 
 
 def position_logits(
@@ -40,6 +76,41 @@ def position_logits(
         logits = model(**inputs).logits
         return logits if wanted is None else _gather(logits, wanted)
     return head(_gather(model.base_model(**inputs)[0], wanted))
+
+
+def read_logits(
+    model: PreTrainedModel, reader: LogitsReader, sources: Tensor | None = None, **inputs: Any
+) -> tuple[Tensor, ...]:
+    """
+    What `reader` reads from the scores of its rows: its (K, ...) tensors, with their gradients.
+
+    A chunk's scores are made again in the backward pass. A class whose head is not known computes all scores at once.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        reader ([`LogitsReader`]): which rows, and what of them.
+        sources (`Tensor` of shape `(B, N)`, long, *optional*): as for [`position_logits`].
+        inputs: of the forward pass, batch first.
+    """
+    head, rows = _head(model), reader.rows
+    if model.base_model is model:
+        head = None
+    values = model(**inputs).logits if head is None else model.base_model(**inputs)[0]
+    if sources is not None:
+        rows = rows - rows % values.shape[1] + sources.flatten()[rows]
+    chosen = values.flatten(0, 1)[rows.to(values.device)]
+    if head is None:
+        return reader.read(chosen, slice(None))
+
+    def read(hidden: Tensor, part: slice, head: nn.Module = head) -> tuple[Tensor, ...]:
+        return reader.read(head(hidden), part)
+
+    chunks, step = [], reader.chunk_rows
+    for number, hidden in enumerate(chosen.split(step)):
+        part = slice(number * step, number * step + len(hidden))
+        again = torch.is_grad_enabled()
+        chunks.append(checkpoint(read, hidden, part, use_reentrant=False) if again else read(hidden, part))
+    return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
 
 def _head(model: PreTrainedModel) -> nn.Module | None:

@@ -297,23 +297,26 @@ class _SplitHeads(ConversionOps):
         return Concatenate(dim=0)
 
 
+# Modules of one of LLaDA's blocks, and those around the blocks, by their names in Llama.
+LLADA_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_norm": "post_attention_layernorm",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+LLADA_OUTER = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+
+
 def _llada_conversions() -> list[Any]:
     block, layer = r"model\.transformer\.blocks\.(\d+)\.", r"model.layers.\1."
-    inner = {
-        "attn_norm": "input_layernorm",
-        "q_proj": "self_attn.q_proj",
-        "k_proj": "self_attn.k_proj",
-        "v_proj": "self_attn.v_proj",
-        "attn_out": "self_attn.o_proj",
-        "ff_norm": "post_attention_layernorm",
-        "ff_proj": "mlp.gate_proj",
-        "up_proj": "mlp.up_proj",
-        "ff_out": "mlp.down_proj",
-    }
-    outer = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
     return [
-        *(WeightRenaming(rf"model\.transformer\.{name}\.", f"{native}.") for name, native in outer.items()),
-        *(WeightRenaming(rf"{block}{name}\.", f"{layer}{native}.") for name, native in inner.items()),
+        *(WeightRenaming(rf"model\.transformer\.{name}\.", f"{native}.") for name, native in LLADA_OUTER.items()),
+        *(WeightRenaming(rf"{block}{name}\.", f"{layer}{native}.") for name, native in LLADA_BLOCK.items()),
     ]
 
 

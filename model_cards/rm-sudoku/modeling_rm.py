@@ -15,7 +15,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,13 +34,13 @@ from .adapters_rm import (
     refuse_plain_adapter,
     take_over_placement,
 )
-from .configuration_rm import RMConfig, embedding_width
+from .configuration_rm import RMConfig, blocks_from_answer, embedding_width
 from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
 from .generation_rm import ReflectiveGenerationMixin
-from .heads_rm import position_logits
+from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
 from .llada import register_conversions
-from .vocabulary_rm import reserved_beside
+from .vocabulary_rm import reserved_token_ids, tokenizer_beside
 
 
 @dataclass
@@ -52,11 +52,13 @@ class RMOutput(ModelOutput):
         loss (`Tensor`, scalar, *optional*): mean cross-entropy over the labels that are not -100.
         logits (`Tensor` of shape `(B, N, V)`): scores over the vocabulary, the mask token included.
         history (`HistoryState`, *optional*): the memory after this state, for the next call; None without history.
+        read (`tuple[Tensor, ...]`, *optional*): what a `logits_reader` has read, in place of the logits.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     history: HistoryState | None = None
+    read: tuple[Tensor, ...] | None = None
 
 
 class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
@@ -71,7 +73,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         ValueError: for a configuration that cannot work; see [`RMConfig`].
     """
 
-    config_class = RMConfig
+    config_class: ClassVar[type[RMConfig]] = RMConfig
     config: RMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -132,24 +134,26 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
-        loading = backbone_kwargs or {}
         where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
-            where = loading
+            where = backbone_kwargs or {}
             backbone = load_backbone(backbone, **where)
+        tokenizer = cache(partial(tokenizer_beside, backbone, where))  # read once, and only where it is asked for
         family = family_of(backbone.config)
         if family is not None:
             config_kwargs.setdefault("logits_shift", family.logits_shift)
             config_kwargs.setdefault("attention_block_length", family.attention_block_length)
         if "suppressed_token_ids" not in config_kwargs:
             known = None if family is None else family.suppressed_token_ids(backbone.config.vocab_size)
-            config_kwargs["suppressed_token_ids"] = known or reserved_beside(backbone, where)
-        config = RMConfig(
+            config_kwargs["suppressed_token_ids"] = known or reserved_token_ids(
+                tokenizer(), backbone.config.get_text_config().vocab_size
+            )
+        config = cls.config_class(
             text_config=copy.deepcopy(backbone.config),
             backbone_class=type(backbone).__name__,
-            mask_token_id=find_mask_token_id(backbone) if mask_token_id is None else mask_token_id,
+            mask_token_id=find_mask_token_id(backbone, tokenizer) if mask_token_id is None else mask_token_id,
             backbone_name=backbone.name_or_path or None,
-            backbone_revision=commit_of(backbone.name_or_path, loading.get("revision"), loading.get("cache_dir")),
+            backbone_revision=commit_of(backbone.name_or_path, where.get("revision"), where.get("cache_dir")),
             **config_kwargs,
         )
         model = cls(config, backbone=backbone)
@@ -247,6 +251,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         logits_positions: Tensor | None = None,
         past_key_values: Cache | None = None,
+        logits_reader: LogitsReader | None = None,
     ) -> RMOutput:
         """
         Logits for the current state, read together with its history.
@@ -259,12 +264,14 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             history (`HistoryState`, `HistorySegments`, or a list of them, *optional*): everything before the current
                 state. In a list each holds the next rows of the batch. Default: nothing came before.
             editable_mask (`Tensor` of shape `(B, N)`, bool, *optional*): which positions may change; needed with
-                `history_scope="editable"`.
+                `history_scope="editable"`; without it all may.
             labels (`Tensor` of shape `(B, N)`, long, *optional*): targets, -100 where there is none.
             use_history (`bool`, *optional*): overrides `config.history`.
             num_items_in_batch (`Tensor` or `int`, *optional*): divides the summed loss in place of the label count.
             logits_positions (`Tensor` of shape `(B, A)`, long, *optional*): compute logits at these positions only.
             past_key_values (`Cache`, *optional*): keys and values of other positions, for decoders.
+            logits_reader ([`LogitsReader`], *optional*): read the logits of some positions in chunks, and return what
+                was read, not the logits. For training with a large vocabulary.
 
         Returns:
             [`RMOutput`]
@@ -273,12 +280,15 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             ValueError: for shapes and dtypes that do not fit.
         """
         use_history = self.config.history if use_history is None else use_history
-        _check_forward(self.config, input_ids, labels, logits_positions)
+        wanted: Tensor | LogitsReader | None = logits_positions if logits_reader is None else logits_reader
+        _check_forward(self.config, input_ids, labels, wanted)
         _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
         caching = {} if past_key_values is None else {"past_key_values": past_key_values, "use_cache": True}
-        logits = self._run_backbone(inputs, attention_mask, position_ids, logits_positions, **caching)
+        logits = self._run_backbone(inputs, attention_mask, position_ids, editable_mask, wanted, **caching)
+        if isinstance(logits, tuple):
+            return RMOutput(history=state, read=logits)
         loss = None if labels is None else _mean_cross_entropy(logits, labels, num_items_in_batch)
         return RMOutput(loss=loss, logits=logits, history=state)
 
@@ -309,9 +319,10 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         inputs: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        positions: Tensor | None,
+        editable_mask: Tensor | None,
+        wanted: Tensor | LogitsReader | None,
         **caching: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, ...]:
         config, padding_mask = self.config, attention_mask
         if self.position_group_embeddings is not None:
             inputs = inputs + self.position_group_embeddings()
@@ -322,11 +333,11 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             groups, heads = tuple(map(tuple, config.position_groups)), tuple(config.attention_groups)
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
         elif attention_mask is not None and position_ids is None and config.backbone_positions:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            position_ids = real_positions(attention_mask)
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             attention_mask = _additive(attention_mask, inputs)
         elif config.attention_block_length is not None:
-            attention_mask = _block_causal_mask(config.attention_block_length, attention_mask, position_ids, inputs)
+            attention_mask = _block_causal_mask(config, attention_mask, position_ids, editable_mask, inputs)
         if not config.backbone_positions:
             position_ids = torch.zeros(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         arguments: dict[str, Any] = {} if position_ids is None else {"position_ids": position_ids}
@@ -334,7 +345,9 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             arguments["use_cache"] = False  # many configs say True: a cache that nobody reads costs time and memory
         arguments |= {"inputs_embeds": inputs, "attention_mask": attention_mask, **caching}
         sources = _predictors(inputs, padding_mask) if config.logits_shift else None
-        return position_logits(self.model, positions, sources, **arguments)
+        if isinstance(wanted, LogitsReader):
+            return read_logits(self.model, wanted, sources, **arguments)
+        return position_logits(self.model, wanted, sources, **arguments)
 
 
 class PositionGroupEmbeddings(nn.Module):
@@ -444,12 +457,19 @@ def _additive(allowed: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _block_causal_mask(
-    block_length: int, attention_mask: Tensor | None, position_ids: Tensor | None, inputs: Tensor
+    config: RMConfig,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    editable_mask: Tensor | None,
+    inputs: Tensor,
 ) -> Tensor:
     """(1 or B, 1, N, N), 0 where a position may look (its own block and earlier ones), -inf elsewhere."""
-    length = inputs.shape[1]
+    length, block_length = inputs.shape[1], config.attention_block_length or inputs.shape[1]
     positions = torch.arange(length, device=inputs.device)[None] if position_ids is None else position_ids
-    block = positions // block_length
+    if blocks_from_answer(config) and editable_mask is not None:
+        # The prompt, negative so far, is one block.
+        positions = (positions - answer_start(editable_mask, positions)).clamp(min=-1)
+    block = positions.div(block_length, rounding_mode="floor")
     allowed = block[:, :, None] >= block[:, None, :]
     if attention_mask is not None:
         allowed = allowed & attention_mask.bool()[:, None, :]
@@ -484,7 +504,7 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
 
 
 def _check_forward(
-    config: RMConfig, input_ids: Tensor, labels: Tensor | None, logits_positions: Tensor | None
+    config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Tensor | LogitsReader | None
 ) -> None:
     if input_ids.dim() != 2:
         raise ValueError(
@@ -495,8 +515,9 @@ def _check_forward(
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "
             f"{len(config.position_groups[0])}: pass sequences of that length."
         )
-    if labels is not None and logits_positions is not None:
-        raise ValueError("`labels` need logits everywhere: leave `logits_positions` out, or take the loss yourself.")
+    if labels is not None and wanted is not None:
+        name = "logits_reader" if isinstance(wanted, LogitsReader) else "logits_positions"
+        raise ValueError(f"`labels` need logits everywhere: leave `{name}` out, or take the loss yourself.")
     if labels is not None and labels.shape != input_ids.shape:
         raise ValueError(
             f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "

@@ -67,8 +67,7 @@ def reserved_token_ids(tokenizer: Any, rows: int) -> list[int] | None:
     return reserved if 0 < len(reserved) <= MOST_RESERVED else None
 
 
-def reserved_beside(backbone: Any, where: dict[str, Any]) -> list[int] | None:
-    """[`reserved_token_ids`] of a loaded backbone; `where` holds the arguments its `from_pretrained` had."""
+def tokenizer_beside(backbone: Any, where: dict[str, Any]) -> Any:
+    """[`find_tokenizer`] of a loaded backbone; `where` holds the arguments that its `from_pretrained` had."""
     places = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
-    tokenizer = find_tokenizer(backbone.name_or_path, **{key: where[key] for key in places if key in where})
-    return reserved_token_ids(tokenizer, backbone.config.get_text_config().vocab_size)
+    return find_tokenizer(backbone.name_or_path, **{key: where[key] for key in places if key in where})
