@@ -159,6 +159,7 @@ def write_card(
         seed=training.seed,
         corpus_seed=arguments.corpus_seed,
         sheets=arguments.sheet_share,
+        questions=arguments.question_share,
         minutes=minutes,
         loss=last,
     )
@@ -201,9 +202,9 @@ model = RMForMaskedDiffusion.from_backbone(model, history=True)
 * Data: `hf_rm.tasks.math.word_problems`, train split, corpus seed {corpus_seed}: word problems of 2 to 6 operations
   with their solutions, and sheets of sums (share of the texts: {sheets}); windows of {length} tokens, texts one behind
   another.
-* Masked diffusion over everything in a problem, question included, and over the results of a sheet: {steps} steps of
-  {batch} windows, seed {seed}; Muon and AdamW, bf16 autocast; {minutes:.1f} CPU minutes. Last logged training loss
-  (bound, nats a token): {loss}.
+* Masked diffusion over the results of a sheet and over the solution of a problem, in a share of {questions} of the
+  problems over the question too: {steps} steps of {batch} windows, seed {seed}; Muon and AdamW, bf16 autocast;
+  {minutes:.1f} CPU minutes. Last logged training loss (bound, nats a token): {loss}.
 
 The test split of the word problems shares no sequence of sentences and no tuple of stated numbers with what it saw.
 
