@@ -58,6 +58,8 @@ class RMDataCollator(KeyedCollator):
         corruption_rate (`tuple[float, float]`, defaults to (0.05, 0.5)): a row's share of corrupted editable positions
             is uniform between these, as a whole number of positions and at least one.
         full_corruption (`float`, defaults to 0): probability that a row is corrupted everywhere instead.
+        blank_rows (`float`, defaults to 0): probability that all editable positions of a row begin masked, as in
+            writing from nothing; the corrupted ones err on their way, the others are filled once and right.
         edit_weight (`float`, defaults to 1): loss weight of corrupted positions; the others weigh 1.
         start (`str`, defaults to `"draft"`): what `start_ids` hold, for the on-policy pool: `"draft"` a wrong token at
             every corrupted position, `"law"` the trajectory's own first state, `"canvas"` a mask at every corrupted
@@ -86,6 +88,7 @@ class RMDataCollator(KeyedCollator):
     law: TrajectoryLaw = field(default_factory=AttemptsLaw)
     corruption_rate: tuple[float, float] = (0.05, 0.5)
     full_corruption: float = 0.0
+    blank_rows: float = 0.0
     pad_token_id: int = 0
     edit_weight: float = 1.0
     start: str = "draft"
@@ -97,8 +100,9 @@ class RMDataCollator(KeyedCollator):
             raise ValueError(
                 f"`corruption_rate` is {self.corruption_rate!r}: pass (low, high) with 0 <= low <= high <= 1."
             )
-        if not 0.0 <= self.full_corruption <= 1.0:
-            raise ValueError(f"`full_corruption` is {self.full_corruption!r}: pass a probability from 0 to 1.")
+        for name in ("full_corruption", "blank_rows"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a probability from 0 to 1.")
         if self.start not in STARTS:
             raise ValueError(f"`start` is {self.start!r}: pass one of {', '.join(map(repr, STARTS))}.")
         super().__post_init__()
@@ -109,12 +113,16 @@ class RMDataCollator(KeyedCollator):
         uniforms = self.uniforms(row_ids)
         corrupted = self._corrupted(uniforms, editable, targets)
         step = np.floor(uniforms.draw(1)[:, 0] * self.law.horizon).astype(np.int64)
-        trajectories = self.law.sample(uniforms, targets, corrupted, self.proposal, self.mask_token_id, row_ids)
+        blank = None
+        if self.blank_rows:
+            blank = editable & (uniforms.draw(1) < self.blank_rows)
+        trajectories = self.law.sample(uniforms, targets, corrupted, self.proposal, self.mask_token_id, row_ids, blank)
+        moving = corrupted if blank is None else corrupted | blank
         state = torch.from_numpy(trajectories.state(step))
         target_ids, editable_mask = torch.from_numpy(targets), torch.from_numpy(editable)
         weights = {}
         if self.edit_weight != 1.0:
-            weights["loss_weights"] = torch.where(torch.from_numpy(corrupted), self.edit_weight, 1.0)
+            weights["loss_weights"] = torch.where(torch.from_numpy(moving), self.edit_weight, 1.0)
         return {
             **weights,
             "input_ids": state,
@@ -124,13 +132,13 @@ class RMDataCollator(KeyedCollator):
             "history_ids": torch.from_numpy(trajectories.tokens),
             "history_lags": torch.from_numpy(trajectories.lags(step)),
             "target_ids": target_ids,
-            "start_ids": torch.from_numpy(self._start(trajectories, targets, corrupted)),
+            "start_ids": torch.from_numpy(self._start(trajectories, targets, moving)),
         }
 
-    def _start(self, trajectories: Trajectories, targets: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
+    def _start(self, trajectories: Trajectories, targets: np.ndarray, moving: np.ndarray) -> np.ndarray:
         if self.start == "law":
             return np.ascontiguousarray(trajectories.tokens[..., 0])
-        return trajectories.drafts if self.start == "draft" else np.where(corrupted, self.mask_token_id, targets)
+        return trajectories.drafts if self.start == "draft" else np.where(moving, self.mask_token_id, targets)
 
     def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """(B, N) bool: a uniformly drawn subset of the editable positions, of a size drawn per row."""

@@ -71,6 +71,7 @@ class TrajectoryLaw(ABC):
         proposal: Proposal,
         mask_token_id: int,
         row_ids: Sequence[int | str],
+        blank: np.ndarray | None = None,
     ) -> Trajectories:
         """
         Trajectories for a batch.
@@ -82,6 +83,8 @@ class TrajectoryLaw(ABC):
             proposal ([`Proposal`]): where wrong tokens come from.
             mask_token_id (`int`): the mask.
             row_ids (sequence of B): keys of the rows, handed to the proposal.
+            blank (`(B, N)` bool, *optional*): positions that begin masked, as all of an answer does that is written
+                from nothing; those that are not corrupted too go straight from the mask to their target.
         """
 
 
@@ -112,10 +115,13 @@ class PaperLaw(TrajectoryLaw):
         proposal: Proposal,
         mask_token_id: int,
         row_ids: Sequence[int | str],
+        blank: np.ndarray | None = None,
     ) -> Trajectories:
         length, horizon = targets.shape[1], self.horizon
         rule, beta, mu, wrong = np.moveaxis(uniforms.draw(length, 4), -1, 0)
         is_wrong = corrupted & (rule < self.wrong_probability)
+        if blank is not None:  # under this law nothing is wrong after a mask
+            is_wrong, corrupted = is_wrong & ~blank, corrupted | blank
         beta = np.where(is_wrong, 1 + _integers(beta, horizon - 1), 0)
         mu = np.where(is_wrong, beta + 1 + _integers(mu, horizon - beta), 1 + _integers(mu, horizon))
         drawn = proposal.draw(wrong[..., None], targets, row_ids)[..., 0]
@@ -180,12 +186,21 @@ class AttemptsLaw(TrajectoryLaw):
         proposal: Proposal,
         mask_token_id: int,
         row_ids: Sequence[int | str],
+        blank: np.ndarray | None = None,
     ) -> Trajectories:
         length, most = targets.shape[1], self.max_attempts
         beginning, attempts = np.moveaxis(uniforms.draw(length, 2), -1, 0)
         kind = (beginning[..., None] >= self.prior.cumsum()[:2]).sum(-1)  # 0 draft, 1 canvas, 2 false alarm
         attempts = np.where(kind == 0, 1 + _integers(attempts, most), _integers(attempts, most + 1))
-        runs = np.where(corrupted, 2 * attempts + 1 + kind, 1)
+        moving = corrupted
+        if blank is not None:
+            if self.runs < 2 * most + 2:
+                raise ValueError("`blank` needs a law with canvases: pass `canvas` above 0.")
+            erring = 1 + _integers(uniforms.draw(length), most)
+            kind = np.where(blank, 1, kind)
+            attempts = np.where(blank, np.where(corrupted, erring, 0), attempts)
+            moving = corrupted | blank
+        runs = np.where(moving, 2 * attempts + 1 + kind, 1)
         wrong = proposal.draw(uniforms.draw(length, most), targets, row_ids)
         starts = self._starts(uniforms.draw(length, self.horizon), runs)
         drafts = np.where(corrupted, wrong[..., 0], targets)

@@ -410,6 +410,7 @@ _RM_TRAINING_SETTINGS = (
     "min_corruption_rate",
     "max_corruption_rate",
     "full_corruption",
+    "blank_rows",
     "edit_weight",
     "pool_fraction",
 )

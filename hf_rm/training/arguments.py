@@ -88,6 +88,10 @@ class RMTrainingArguments(MaskedTrainingArguments):
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )
     full_corruption: float = field(default=0.0, metadata={"help": "Probability that a row is corrupted everywhere."})
+    blank_rows: float = field(
+        default=0.0,
+        metadata={"help": "Probability that all of a row begins masked, as in writing from nothing (text)."},
+    )
     edit_weight: float = field(
         default=1.0,
         metadata={"help": "Loss weight of corrupted positions relative to the others (1: constant weights)."},

@@ -212,6 +212,7 @@ def build_collator(
         law=build_law(args.law, args.horizon, args.max_attempts),
         corruption_rate=(args.min_corruption_rate, args.max_corruption_rate),
         full_corruption=args.full_corruption,
+        blank_rows=args.blank_rows,
         edit_weight=args.edit_weight,
         start=args.pool_start,
         pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,

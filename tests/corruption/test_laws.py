@@ -253,3 +253,33 @@ def test_bad_laws_are_refused() -> None:
     with pytest.raises(ValueError, match="horizon"):
         build_law("attempts", 6, max_attempts=3)
     assert type(build_law("paper", 6)) is PaperLaw
+
+
+@pytest.mark.parametrize("law", [PaperLaw(8), AttemptsLaw(8, 2)], ids=["paper", "attempts"])
+def test_blank_positions_begin_masked_and_only_corrupted_ones_err(law) -> None:
+    targets = np.full((400, 6), 5)
+    blank = np.zeros(targets.shape, dtype=bool)
+    blank[:200] = True
+    corrupted = np.zeros_like(blank)
+    corrupted[:, :3] = True
+    uniforms = KeyedUniforms(row_keys(0, 0, range(400)))
+    ids = list(range(400))
+    found = law.sample(uniforms, targets, corrupted, UniformProposal(10, excluded=[0]), 0, ids, blank)
+    states = np.stack([found.state(np.full(400, step)) for step in range(9)])
+    wrong = (states != 0) & (states != 5)
+    assert (states[0, :200] == 0).all()
+    assert not wrong[:, :200, 3:].any() and (states[-1] == 5).all()
+    changes = (states[1:, :200, 3:] != states[:-1, :200, 3:]).sum(0)
+    assert (changes == 1).all(), "from the mask to the target, once"
+    errs = wrong[:, :200, :3].any(0)
+    assert errs.all() if isinstance(law, AttemptsLaw) else not errs.any()
+    assert (states[:, 200:, 3:] == 5).all(), "rows that are not blank are as before"
+
+
+def test_blank_rows_need_a_law_with_canvases() -> None:
+    law, targets = AttemptsLaw(8, 2, draft=1.0, canvas=0.0, false_alarm=0.0), np.full((2, 6), 5)
+    everything = np.ones(targets.shape, dtype=bool)
+    with pytest.raises(ValueError, match="`blank` needs a law with canvases"):
+        law.sample(
+            KeyedUniforms(row_keys(0, 0, [0, 1])), targets, everything, UniformProposal(9), 0, [0, 1], everything
+        )
