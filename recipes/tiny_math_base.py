@@ -3,9 +3,9 @@ Pretrain model_cards/tiny-math-base, the small text model that recipes/math.py s
 
     accelerate launch recipes/tiny_math_base.py --config recipes/configs/tiny-math-base.yaml
 
-Masked diffusion over texts that are packed one behind another: word problems with their solutions (train split only),
-masked everywhere, and sheets of sums, whose results are masked. Nothing tells the model what is a question and what an
-answer. An interrupted run continues from its last checkpoint.
+Masked diffusion over texts that are packed one behind another: word problems with their solutions (train split only)
+and sheets of sums. Of a sheet the results are masked, of a problem the solution and now and then the question. Nothing
+tells the model where an answer ends. An interrupted run continues from its last checkpoint.
 """
 
 import os

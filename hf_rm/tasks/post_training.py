@@ -106,6 +106,9 @@ class PostTrainingArguments:
     min_mask_rate: float = field(default=1e-3, metadata={"help": "Smallest masking rate of SFT."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank; 0 trains all weights."})
     history_decay: float = field(default=0.9, metadata={"help": "Decay of History Reference."})
+    history_scope: Literal["all", "editable"] = field(
+        default="all", metadata={"help": "Which positions have a history: all (the paper), or the canvas alone."}
+    )
     top_k: int = field(default=50, metadata={"help": "Wrong tokens a position in the frozen proposal."})
     probe: Literal["clean", "masked"] = field(
         default="clean", metadata={"help": "What the frozen checkpoint reads: the sample, or one with masks in it."}
@@ -271,7 +274,8 @@ class PostTraining:
 
     def _train_rm(self, system: System, start: str, folder: Path, seed: int) -> None:
         proposal = self.proposal(system, seed)
-        model = self._wrap(start, history=system.history, history_decay=self.arguments.history_decay)
+        settings = {"history_decay": self.arguments.history_decay, "history_scope": self.arguments.history_scope}
+        model = self._wrap(start, history=system.history, **settings)
         copied = self._copied(RMTrainingArguments, folder, seed, self.training.max_steps)
         own = {"law": system.law, "pool_fraction": self.training.pool_fraction if system.pool else 0.0}
         trainer = RMTrainer(
@@ -394,7 +398,7 @@ _RECIPE_SETTINGS = (
     "min_mask_rate",
     "lora_rank",
 )
-_RM_RECIPE_SETTINGS = ("history_decay", "top_k", "probe", "probe_mask_rate", "harvest_samples")
+_RM_RECIPE_SETTINGS = ("history_decay", "history_scope", "top_k", "probe", "probe_mask_rate", "harvest_samples")
 _TRAINING_SETTINGS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
