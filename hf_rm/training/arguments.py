@@ -88,6 +88,14 @@ class RMTrainingArguments(MaskedTrainingArguments):
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )
     full_corruption: float = field(default=0.0, metadata={"help": "Probability that a row is corrupted everywhere."})
+    reset_mask_row: bool = field(
+        default=False,
+        metadata={
+            "help": "Before the first step give the mask the mean of the head's rows: a head that was never asked for "
+            "it puts it so low that the first steps do little else than raise it. Decoding never writes the mask, so "
+            "nothing else changes. Not for adapters, nor where the head is the embedding."
+        },
+    )
     blank_rows: float = field(
         default=0.0,
         metadata={"help": "Probability that all of a row begins masked, as in writing from nothing (text)."},

@@ -84,6 +84,8 @@ class RMTrainer(MaskedTrainer):
             peft_config=peft_config,
             **kwargs,
         )
+        if args.reset_mask_row and not model.config.trained_to_remask:
+            reset_mask_row(self.model)
         # Pool
         pool_rows = round(args.pool_fraction * args.per_device_train_batch_size)
         if args.pool_fraction and not 0 < pool_rows < args.per_device_train_batch_size:
@@ -196,6 +198,24 @@ class RMTrainer(MaskedTrainer):
         if "loss" in logs:
             logs.update(self.loss_parts.pop(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
         super().log(logs, *args, **kwargs)
+
+
+@torch.no_grad()
+def reset_mask_row(model: nn.Module) -> None:
+    """
+    Give the mask the mean of the head's rows, and of its biases.
+
+    Raises:
+        ValueError: for an adapter, which could not save it, and for a head that is the embedding: what the model reads
+            at a mask would change with it.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if any(not parameter.requires_grad for parameter in head.parameters()):
+        raise ValueError("`reset_mask_row` is True, but the head is not trained: leave it out for adapters.")
+    if head.weight is embedding.weight:
+        raise ValueError("`reset_mask_row` is True, but the head is the embedding: leave it out.")
+    for values in head.parameters():
+        values[model.config.mask_token_id] = values.mean(0)
 
 
 def build_collator(

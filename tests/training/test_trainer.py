@@ -184,6 +184,24 @@ def test_edit_weights_move_the_loss(tmp_path, rows):
     assert losses[1]["loss_mask"] == pytest.approx(losses[0]["loss_mask"]), "the parts are logged unweighted"
 
 
+def test_the_masks_row_can_begin_at_the_mean_of_the_head(tmp_path, rows):
+    plain, model = tiny_model(), tiny_model()
+    RMTrainer(model, arguments(tmp_path, reset_mask_row=True), train_dataset=rows)
+    for name, value in model.state_dict().items():
+        other = plain.state_dict()[name]
+        if name == "model.lm_head.weight":
+            assert torch.equal(value[1:], other[1:])
+            assert torch.allclose(value[0], other.mean(0)) and not torch.allclose(value[0], other[0])
+        else:
+            assert torch.equal(value, other), name
+
+
+def test_a_mask_row_that_could_not_be_kept_is_not_reset(tmp_path, model, rows):
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2)
+    with pytest.raises(ValueError, match="`reset_mask_row` is True, but the head is not trained"):
+        RMTrainer(model, arguments(tmp_path, reset_mask_row=True), train_dataset=rows, peft_config=lora)
+
+
 def test_checkpoints_hold_no_pickled_arguments_and_the_pool(tmp_path, model, rows):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "pool_fraction": 0.5}
     trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows)
