@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -164,7 +165,7 @@ def clipped_objective(
     return torch.where(drawn, each, 0.0).sum(-1), over.sum().float(), drawn.sum().float()
 
 
-class RemaskGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class RemaskGRPOTrainer(GRPOTrainer):
     """
     GRPO over decoding runs: a group of answers to each prompt, rewards of the final answers, and a loss over every
     choice that the runs made.
@@ -224,7 +225,12 @@ class RemaskGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoding = _decoding(own, args)
         self._check_rows(train_dataset, own)
-        had_forward = "forward" in vars(own)
+        had_forward, text_config = "forward" in vars(own), own.config.get_text_config()
+        padding = getattr(text_config, "pad_token_id", None)
+        if processing_class.pad_token is None and processing_class.eos_token is None:
+            # TRL fills its batches with something; rewards never see it.
+            processing_class = copy.deepcopy(processing_class)
+            processing_class.pad_token = processing_class.mask_token or processing_class.unk_token
         super().__init__(
             model=prepare_for_training(model, peft_config),
             reward_funcs=reward_funcs,
@@ -236,7 +242,9 @@ class RemaskGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         if not had_forward:
             # TRL's forward for next-token models; ours never takes that path.
-            vars(self._own()).pop("forward", None)
+            vars(own).pop("forward", None)
+        # And the tokenizer's padding, which in a network's configuration can mean a row that is not trained.
+        text_config.pad_token_id = padding
         self._rows: list[dict[str, Any]] = []
         self._trajectory: Trajectory | None = None
 
@@ -398,7 +406,7 @@ def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
     for name in ("temperature", "max_new_tokens"):
         if name in changes:
             raise ValueError(
-                f"`decoding` sets {name!r}: pass `temperature` and `max_completion_length` to RemaskGRPOConfig instead."
+                f"`decoding` sets {name!r}: `temperature` and `max_completion_length` of RemaskGRPOConfig say that."
             )
     config = config.updated(**changes, temperature=args.temperature)
     check_rollout_config(model, config)

@@ -2,8 +2,8 @@
 """
 Log-probabilities of a rollout's choices, each in the context in which it was drawn.
 
-Two forms. One denoising step a row: any model. All blocks at once, for attention by blocks: step i of every block is in
-one forward pass over [clean answer and prompt | noisy answer],
+Two forms. One denoising step a row: any model. All blocks at once, for attention by blocks: step i of every block is
+in one forward pass over [clean answer and prompt | noisy answer],
 
                       sees  prompt   clean blocks        noisy blocks
     prompt                  itself   -                   -

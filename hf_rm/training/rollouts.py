@@ -161,9 +161,8 @@ def check_rollout_config(model: Any, config: ReflectiveGenerationConfig) -> None
     if config.revise_threshold is not None:
         raise ValueError(f"`revise_threshold` is {config.revise_threshold}: a drawn revision has none, leave it out.")
     _check_policy(model, config)
-    own = getattr(model, "config", None)
-    if config.revise_scope == "all" and getattr(own, "history_scope", None) == "editable" and own.history:
-        if own.attention_block_length is not None:
+    if config.revise_scope == "all" and model.config.history_scope == "editable":
+        if model.config.history and model.config.attention_block_length is not None:
             raise ValueError(
                 '`revise_scope` is "all" with a memory that begins with each block: pass revise_scope="block".'
             )

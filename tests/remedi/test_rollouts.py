@@ -65,12 +65,12 @@ def slow(seen: list[Any], trajectory: Trajectory, policy: bool) -> tuple[Tensor,
             for column, place in enumerate(window):
                 if place == len(before) or trajectory.block[row, step] != trajectory.blocks[row, place]:
                     continue
-                l = scores[column] / TEMPERATURE
+                scaled = scores[column] / TEMPERATURE
                 if before[place] == MASK and after[place] != MASK:
-                    writable = [token for token in range(len(l)) if token not in (MASK, RESERVED)]
-                    tokens[row, step, place] = l[after[place]] - torch.logsumexp(l[writable], 0)
+                    writable = [token for token in range(len(scaled)) if token not in (MASK, RESERVED)]
+                    tokens[row, step, place] = scaled[after[place]] - torch.logsumexp(scaled[writable], 0)
                 elif before[place] != MASK and not policy:
-                    two = torch.stack((l[MASK], l[before[place]]))
+                    two = torch.stack((scaled[MASK], scaled[before[place]]))
                     which = 0 if after[place] == MASK else 1
                     positions[row, step, place] = two[which] - torch.logsumexp(two, 0)
                 drawn.append((int(trajectory.order[row, step, place]), column))
