@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
@@ -22,6 +22,7 @@ from .base import MaskedTrainer, load_model
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
+from .rewards import contained
 from .rollouts import Trajectory, check_rollout_config, roll_out
 
 _LEAST, _BELOW = "1.16", "1.17"
@@ -48,7 +49,7 @@ except ImportError as error:
 check_trl_version(trl.__version__)
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import pad  # noqa: E402
+from trl.trainer.utils import is_async_callable, pad  # noqa: E402
 
 # Settings of GRPOConfig that a trajectory of masks has no meaning for, with the value that leaves each of them off.
 _OFF: dict[str, Any] = {
@@ -108,6 +109,10 @@ class RemaskGRPOConfig(GRPOConfig):
     loss_steps: int | None = field(
         default=None,
         metadata={"help": "Denoising steps of each row that an update looks at, drawn by the row's content; all."},
+    )
+    reward_seconds: float | None = field(
+        default=120.0,
+        metadata={"help": "How long a reward may take over a batch before its completions count as not scored."},
     )
     ratio_level: str = field(
         default="step",
@@ -233,7 +238,7 @@ class RemaskGRPOTrainer(GRPOTrainer):
             processing_class.pad_token = processing_class.mask_token or processing_class.unk_token
         super().__init__(
             model=prepare_for_training(model, peft_config),
-            reward_funcs=reward_funcs,
+            reward_funcs=_contained(reward_funcs, args.reward_seconds),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -437,6 +442,13 @@ def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGR
         steps=args.loss_steps,
         seed=args.seed,
     )
+
+
+def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
+    """Rewards that cannot end the run; models and coroutines are TRL's business."""
+    listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    plain = lambda f: callable(f) and not isinstance(f, nn.Module) and not is_async_callable(f)  # noqa: E731
+    return [contained(reward, seconds) if plain(reward) else reward for reward in listed]
 
 
 def _until_end(answer: list[int], ends: set[int]) -> list[int]:

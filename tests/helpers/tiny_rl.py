@@ -72,4 +72,6 @@ def draft_trainer(folder: str | Path, model: Any = None, **settings: Any) -> Any
     """The same for RM, on drafts."""
     rows = settings.pop("rows", None)
     settings = {"decoding": {"max_steps": 6}, **settings}
-    return rl_trainer(folder, wrapped() if model is None else model, rows=drafts() if rows is None else rows, **settings)
+    return rl_trainer(
+        folder, wrapped() if model is None else model, rows=drafts() if rows is None else rows, **settings
+    )
