@@ -23,7 +23,7 @@ from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
 from .rewards import contained
-from .rollouts import Trajectory, check_rollout_config, roll_out
+from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, written_answers
 
 _LEAST, _BELOW = "1.16", "1.17"
 
@@ -49,7 +49,7 @@ except ImportError as error:
 check_trl_version(trl.__version__)
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import is_async_callable, pad  # noqa: E402
+from trl.trainer.utils import is_async_callable  # noqa: E402
 
 # Settings of GRPOConfig that a trajectory of masks has no meaning for, with the value that leaves each of them off.
 _OFF: dict[str, Any] = {
@@ -280,35 +280,20 @@ class RemaskGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         """Decode the prompts; the trajectory is kept for `_generate_and_score_completions`."""
         canvases = bool(self._rows) and "input_ids" in self._rows[0]
-        ids, real = self._padded(prompt_ids, 0), self._padded([[1] * len(ids) for ids in prompt_ids], 0)
-        editable, config = None, self.decoding
-        if not canvases:
-            config = config.updated(max_new_tokens=self.args.max_completion_length)
-        elif "editable_mask" in self._rows[0]:
-            editable = self._padded([row["editable_mask"] for row in self._rows], 0).bool()
-        model = self._own()
+        marked = canvases and "editable_mask" in self._rows[0]
+        masks = [row["editable_mask"] for row in self._rows] if marked else None
+        new = {} if canvases else {"max_new_tokens": self.args.max_completion_length}
+        model, config = self._own(), self.decoding.updated(**new)
+        batch = left_padded(prompt_ids, masks, self.accelerator.device)
         training = model.training
         model.eval()
         try:
             with self.compute_loss_context_manager():  # in the precision of the loss
-                output, self._trajectory = roll_out(
-                    model, config, ids, None if bool(real.all()) else real, editable, self.args.greedy_last_step
-                )
+                output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
         finally:
             model.train(training)
         self._log_rollouts(output, "train" if training else "eval")
-        ends = set(self._ends(model, config))
-        answers = [row[mask].tolist() for row, mask in zip(output.sequences, self._trajectory.editable, strict=True)]
-        return [_until_end(answer, ends) for answer in answers], None
-
-    def _padded(self, rows: list[list[int]], value: int) -> Tensor:
-        return pad([torch.tensor(row) for row in rows], value, padding_side="left").to(self.accelerator.device)
-
-    def _ends(self, model: Any, config: ReflectiveGenerationConfig) -> list[int]:
-        if not config.stop_at_eos:
-            return []
-        found = end_tokens(model, config, self.accelerator.device)
-        return [] if found is None else found.tolist()
+        return written_answers(output.sequences, self._trajectory.editable, stop_tokens(model, config)), None
 
     def _log_rollouts(self, output: Any, mode: str) -> None:
         for name in ("num_steps", "num_forwards", "num_reveals", "num_remasks", "converged"):
@@ -451,9 +436,49 @@ def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
     return [contained(reward, seconds) if plain(reward) else reward for reward in listed]
 
 
-def _until_end(answer: list[int], ends: set[int]) -> list[int]:
-    """An answer up to and with its first end token."""
-    for place, token in enumerate(answer):
-        if token in ends:
-            return answer[: place + 1]
-    return answer
+def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
+    """The tokens at which a decoding run stops, none where it does not."""
+    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
+    return [] if ends is None else ends.tolist()
+
+
+def greedy_answers(
+    model: Any, rows: list[dict[str, Any]], processing_class: Any, args: RemaskGRPOConfig, batch_size: int = 32
+) -> tuple[list[list[int]], dict[str, list[int]]]:
+    """
+    What a model writes without chance, decoded as in the rollouts.
+
+    Args:
+        model: RM or RemeDi.
+        rows (`list[dict]`): as the trainer's dataset has them.
+        processing_class: the tokenizer.
+        args ([`RemaskGRPOConfig`]): of the training.
+        batch_size (`int`): rows decoded at once.
+
+    Returns:
+        the answers' tokens; forwards and re-masks of each row.
+    """
+    canvases, marked = "input_ids" in rows[0], "editable_mask" in rows[0]
+    new = {} if canvases else {"max_new_tokens": args.max_completion_length}
+    config = _decoding(model, args).updated(temperature=0.0, **new)
+    ends, device = stop_tokens(model, config), next(model.parameters()).device
+    found: list[list[int]] = []
+    counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
+    training = model.training
+    model.eval()
+    try:
+        for begin in range(0, len(rows), batch_size):
+            part = rows[begin : begin + batch_size]
+            ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
+            masks = [row["editable_mask"] for row in part] if marked else None
+            batch = left_padded(ids, masks, device)
+            output = model.generate_reflective(*batch, generation_config=config)
+            editable = torch.ones_like(output.sequences, dtype=torch.bool)
+            known = batch[2] if batch[2] is not None else batch[0] == model.config.mask_token_id
+            editable[:, : known.shape[1]] = known
+            found += written_answers(output.sequences, editable, ends)
+            for name, values in counts.items():
+                values += getattr(output, name).tolist()
+    finally:
+        model.train(training)
+    return found, counts

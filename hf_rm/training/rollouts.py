@@ -15,13 +15,14 @@ Shapes: B rows, S steps, N positions of the canvas, b unfinished rows, A positio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ..configuration_rm import blocks_from_answer
 from ..generation_canvas_rm import Canvas, build_canvas, check_inputs, check_length
@@ -126,6 +127,46 @@ def roll_out(
     loop = _Rollout(model, config, canvas, mask_token_id, generator, greedy_last_step)
     output = loop.run(None, False)
     return output, loop.trajectory(output)
+
+
+def left_padded(
+    token_ids: Sequence[Sequence[int]],
+    editable_masks: Sequence[Sequence[bool]] | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """
+    Rows of unequal length as a batch: ids, attention mask (None where nothing is padded), editable mask (if given).
+
+    Example:
+        >>> left_padded([[5, 6], [7]])
+        (tensor([[5, 6],
+                [0, 7]]), tensor([[1, 1],
+                [0, 1]]), None)
+    """
+
+    def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+        tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+        return pad_sequence(tensors, batch_first=True, padding_side="left").to(device)
+
+    real = pad([[1] * len(ids) for ids in token_ids])
+    editable = None if editable_masks is None else pad(editable_masks).bool()
+    return pad(token_ids), None if bool(real.all()) else real, editable
+
+
+def written_answers(sequences: Tensor, editable: Tensor, ends: Iterable[int] = ()) -> list[list[int]]:
+    """
+    What stands at the editable positions of each row, up to and with its first end token.
+
+    Example:
+        >>> written_answers(torch.tensor([[3, 5, 9, 9]]), torch.tensor([[False, True, True, True]]), [9])
+        [[5, 9]]
+    """
+    found, last = [], set(ends)
+    for row, mask in zip(sequences, editable, strict=True):
+        answer = row[mask].tolist()
+        end = next((place for place, token in enumerate(answer) if token in last), len(answer))
+        found.append(answer[: end + 1])
+    return found
 
 
 def check_rollout_config(model: Any, config: ReflectiveGenerationConfig) -> None:
