@@ -115,7 +115,8 @@ def main() -> None:
     model = supervised(arguments, task, root / "sft", config)
     records = {"sft": evaluate(model, task, config, arguments)}
     if not arguments.skip_rl:
-        # The adapter of the first stage is in the model, and goes on.
+        # The adapter of the first stage is in the model, and goes on; so are the arguments it was loaded with.
+        config.model_init_kwargs = None
         trainer = RemaskGRPOTrainer(
             model, task.rewards(), config, Dataset.from_list(task.prompts("train")), processing_class=task.tokenizer
         )
