@@ -113,7 +113,7 @@ def main() -> None:
     task = (SudokuRows if arguments.task == "sudoku" else MathRows)(arguments, config)
     set_seed(config.seed)
     model = supervised(arguments, task, root / "sft", config)
-    records = {"sft": evaluate(model, task, config, arguments)}
+    records: dict[str, Any] = {"sft": evaluate(model, task, config, arguments)}
     if not arguments.skip_rl:
         # The adapter of the first stage is in the model, and goes on; so are the arguments it was loaded with.
         config.model_init_kwargs = None
