@@ -1,0 +1,484 @@
+# Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
+"""Reinforcement learning of whole decoding runs, on TRL's GRPOTrainer: RemeDi's Remask RL, and the same for RM."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..generation_config_rm import ReflectiveGenerationConfig
+from ..generation_sampler_rm import _forbidden_ids, end_tokens
+from ..remedi_rm import RemeDiForMaskedDiffusion
+from .base import MaskedTrainer, load_model
+from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
+from .lora import prepare_for_training
+from .losses import CHUNK_LOGITS
+from .rewards import contained
+from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, written_answers
+
+_LEAST, _BELOW = "1.16", "1.17"
+
+
+def check_trl_version(version: str) -> None:
+    """
+    Raise an ImportError unless this is a TRL whose GRPOTrainer is known: what is overridden here is private there.
+
+    Example:
+        >>> check_trl_version("1.16.3")
+    """
+    if not Version(_LEAST) <= Version(version) < Version(_BELOW):
+        raise ImportError(
+            f"RemaskGRPOTrainer overrides private methods of TRL's GRPOTrainer and knows trl>={_LEAST},<{_BELOW}; "
+            f'installed is {version}: pip install "trl>={_LEAST},<{_BELOW}".'
+        )
+
+
+try:
+    import trl
+except ImportError as error:
+    raise ImportError('RemaskGRPOTrainer needs TRL and datasets: pip install "hf_rm[rl]".') from error
+check_trl_version(trl.__version__)
+
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.trainer.utils import is_async_callable  # noqa: E402
+
+# Settings of GRPOConfig that a trajectory of masks has no meaning for, with the value that leaves each of them off.
+_OFF: dict[str, Any] = {
+    "beta": 0.0,
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "mask_truncated_completions": False,
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "off_policy_mask_threshold": None,
+    "delta": None,
+    "sync_ref_model": False,
+    "cast_lm_head_to_fp32": False,
+}
+
+
+@dataclass
+class RemaskGRPOConfig(GRPOConfig):
+    """
+    Arguments of [`RemaskGRPOTrainer`]: TRL's `GRPOConfig` and what a decoding run adds.
+
+    Of TRL's settings the groups, rewards, clipping (`epsilon`, `epsilon_high`), schedule and logging apply. Those that
+    mean left-to-right sampling or a reference model are refused; `loss_type` and `importance_sampling_level` are not
+    read, the loss is that of [`RemaskGRPOTrainer`].
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "decoding"]
+
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Dropout in the log-probabilities would be noise in the ratios."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Kept off: rewards and canvases need the dataset's other columns."}
+    )
+    decoding: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of ReflectiveGenerationConfig for rollouts, on top of the model's own: "
+            '\'{"steps": 16, "block_length": 32}\'.'
+        },
+    )
+    greedy_last_step: bool = field(
+        default=False,
+        metadata={
+            "help": "Take the best tokens in the last step of each block's schedule: it then contributes nothing."
+        },
+    )
+    pairs_per_forward: int = field(
+        default=64, metadata={"help": "Denoising steps (each of one row) in a forward pass of the loss."}
+    )
+    loss_steps: int | None = field(
+        default=None,
+        metadata={"help": "Denoising steps of each row that an update looks at, drawn by the row's content; all."},
+    )
+    reward_seconds: float | None = field(
+        default=120.0,
+        metadata={"help": "How long a reward may take over a batch before its completions count as not scored."},
+    )
+    ratio_level: str = field(
+        default="step",
+        metadata={"help": "'step': one ratio for all positions of a step, one for all its tokens; 'choice': each."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.decoding, str):
+            self.decoding = json.loads(self.decoding)
+        for name, off in _OFF.items():
+            if getattr(self, name) not in (off, None):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}: Remask RL has no use for it. Leave it out ({off!r})."
+                )
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` is {self.temperature}: rollouts are drawn, pass one above 0.")
+        for name in ("pairs_per_forward", "loss_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
+        if self.ratio_level not in ("step", "choice"):
+            raise ValueError(f"`ratio_level` is {self.ratio_level!r}: pass 'step' or 'choice'.")
+
+
+def clipped_objective(
+    log_ratio: Tensor, drawn: Tensor, advantages: Tensor, epsilon: tuple[float, float], level: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    min(r A, clip(r) A), summed over a row's choices.
+
+    Args:
+        log_ratio (`Tensor` (B, S, N)): log-probability now minus then, of each choice.
+        drawn (`Tensor` (B, S, N), bool): where there is one.
+        advantages (`Tensor` (B,)): A.
+        epsilon: how far below and above 1 a ratio may go.
+        level (`str`): `"step"`, r is that of all choices of a step; `"choice"`, each has its own.
+
+    Returns:
+        (B,) objectives; how many ratios were clipped, and how many there are.
+
+    Example:
+        >>> log_ratio, drawn = torch.tensor([[[0.1, 0.3], [0.0, 0.0]]]), torch.tensor([[[True, True], [True, False]]])
+        >>> clipped_objective(log_ratio, drawn, torch.tensor([2.0]), (0.2, 0.2), "step")[0]
+        tensor([4.4000])
+    """
+    log_ratio = torch.where(drawn, log_ratio, 0.0)
+    if level == "step":
+        log_ratio, drawn = log_ratio.sum(-1), drawn.any(-1)
+    log_ratio, drawn = log_ratio.flatten(1), drawn.flatten(1)
+    ratio, advantage = log_ratio.exp(), advantages[:, None]
+    clipped = ratio.clamp(1 - epsilon[0], 1 + epsilon[1])
+    each = torch.minimum(ratio * advantage, clipped * advantage)
+    over = (clipped * advantage < ratio * advantage) & drawn
+    return torch.where(drawn, each, 0.0).sum(-1), over.sum().float(), drawn.sum().float()
+
+
+class RemaskGRPOTrainer(GRPOTrainer):
+    """
+    GRPO over decoding runs: a group of answers to each prompt, rewards of the final answers, and a loss over every
+    choice that the runs made.
+
+    A run's choices are, at each step, positions (RemeDi: K_n of the block, drawn by Plackett-Luce; RM: to keep or to
+    re-mask each visible token) and tokens for the masks that are revealed. Each of the two has its own clipped ratio;
+
+        loss = - mean over rows of 1/steps * sum over steps of [ min(r A, clip(r) A) + min(r' A, clip(r') A) ]
+
+    without a KL term. The last step of RemeDi's schedule keeps every position, which has no probability to train; the
+    tokens drawn there have one (`greedy_last_step` takes the best ones instead).
+
+    Rows of the dataset have `prompt`, as in TRL, a text or a conversation, which gets `max_completion_length` masks to
+    fill; or also `input_ids`, a canvas of tokens, with `editable_mask`, what may change in it (by default its masks).
+    Rewards see the final tokens of what may change, up to the first end token where the decoding stops there.
+
+    Args:
+        model (`str` or `PreTrainedModel`): a [`RemeDiForMaskedDiffusion`] or a [`RMForMaskedDiffusion`]; or a name.
+        reward_funcs: as in TRL; [`hf_rm.training.rewards`] has some.
+        args ([`RemaskGRPOConfig`]): settings.
+        train_dataset, eval_dataset (`Dataset`): as in TRL.
+        processing_class: the tokenizer.
+        peft_config (`PeftConfig`, *optional*): train an adapter.
+        kwargs: further arguments of `GRPOTrainer`; no tools and environments.
+
+    Raises:
+        ValueError: for settings that cannot work, before the first rollout.
+        ImportError: for a TRL that this was not written for.
+
+    Example:
+        >>> args = RemaskGRPOConfig("out", max_steps=100, decoding={"steps": 16})  # doctest: +SKIP
+        >>> RemaskGRPOTrainer(model, math_reward(), args, rows, processing_class=tokenizer).train()  # doctest: +SKIP
+    """
+
+    _tag_names = ["trl", "grpo", "hf_rm"]
+    _name = "Remask GRPO"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: RemaskGRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = RemaskGRPOConfig("trainer_output") if args is None else args
+        unknown = [name for name in ("tools", "rollout_func", "environment_factory") if kwargs.get(name)]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is given, but rollouts are decoding runs: leave it out.")
+        if processing_class is None:
+            raise ValueError("`processing_class` is None: pass the tokenizer, which rewards need to read an answer.")
+        model = load_model(model, args.model_init_kwargs, RemeDiForMaskedDiffusion)
+        args.model_init_kwargs = None  # used up: GRPOTrainer would warn
+        own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoding = _decoding(own, args)
+        self._check_rows(train_dataset, own)
+        had_forward, text_config = "forward" in vars(own), own.config.get_text_config()
+        padding = getattr(text_config, "pad_token_id", None)
+        if processing_class.pad_token is None and processing_class.eos_token is None:
+            # TRL fills its batches with something; rewards never see it.
+            processing_class = copy.deepcopy(processing_class)
+            processing_class.pad_token = processing_class.mask_token or processing_class.unk_token
+        super().__init__(
+            model=prepare_for_training(model, peft_config),
+            reward_funcs=_contained(reward_funcs, args.reward_seconds),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if not had_forward:
+            # TRL's forward for next-token models; ours never takes that path.
+            vars(own).pop("forward", None)
+        # And the tokenizer's padding, which in a network's configuration can mean a row that is not trained.
+        text_config.pad_token_id = padding
+        self._rows: list[dict[str, Any]] = []
+        self._trajectory: Trajectory | None = None
+
+    def _own(self) -> Any:
+        """The RM or RemeDi model, out of whatever is around it."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _check_rows(self, dataset: Any, model: Any) -> None:
+        columns = getattr(dataset, "column_names", None) or []
+        if "editable_mask" in columns and "input_ids" not in columns:
+            raise ValueError("the dataset has `editable_mask` without `input_ids`: it marks what may change in them.")
+        if "input_ids" not in columns:
+            return
+        first = next(iter(dataset))
+        if "editable_mask" not in first and model.config.mask_token_id not in first["input_ids"]:
+            raise ValueError(
+                "the dataset's `input_ids` have no masks and there is no `editable_mask`: nothing in them may change."
+            )
+
+    # Rollouts
+
+    def _tokenize_prompts(self, prompts: list) -> Any:
+        if self._rows and "input_ids" in self._rows[0]:
+            return [list(row["input_ids"]) for row in self._rows], None, {}
+        return super()._tokenize_prompts(prompts)
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        """Decode the prompts; the trajectory is kept for `_generate_and_score_completions`."""
+        canvases = bool(self._rows) and "input_ids" in self._rows[0]
+        marked = canvases and "editable_mask" in self._rows[0]
+        masks = [row["editable_mask"] for row in self._rows] if marked else None
+        new = {} if canvases else {"max_new_tokens": self.args.max_completion_length}
+        model, config = self._own(), self.decoding.updated(**new)
+        batch = left_padded(prompt_ids, masks, self.accelerator.device)
+        training = model.training
+        model.eval()
+        try:
+            with self.compute_loss_context_manager():  # in the precision of the loss
+                output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
+        finally:
+            model.train(training)
+        self._log_rollouts(output, "train" if training else "eval")
+        return written_answers(output.sequences, self._trajectory.editable, stop_tokens(model, config)), None
+
+    def _log_rollouts(self, output: Any, mode: str) -> None:
+        for name in ("num_steps", "num_forwards", "num_reveals", "num_remasks", "converged"):
+            mean = self.accelerator.gather(getattr(output, name).float()).mean().item()
+            self._metrics[mode][f"rollout/{name}"].append(mean)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        try:
+            batch = super()._generate_and_score_completions(inputs)
+        finally:
+            self._rows = []
+        assert self._trajectory is not None
+        # As many steps in every process: each has to run as many forward passes.
+        batch |= self._trajectory.padded(self._most(self._trajectory.block.shape[1])).tensors()
+        self._trajectory = None
+        return batch
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """Those of tokens from left to right, which nobody has a use for here; see `_prepare_inputs`."""
+        return None, None, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        every = self.args.steps_per_generation * self.num_iterations
+        fresh = self.model.training and (self._step % every == 0 or self._buffered_inputs is None)
+        inputs = super()._prepare_inputs(generation_batch)
+        # Unless all is used up before the weights change, the log-probabilities of now are needed later.
+        if fresh and self.args.gradient_accumulation_steps % every:
+            with torch.no_grad():
+                for part in self._buffered_inputs:
+                    then = self._log_probs(self.model_wrapped, Trajectory.of(part))
+                    part["old_positions"], part["old_tokens"] = then.positions, then.tokens
+        return inputs
+
+    # Loss
+
+    def _most(self, number: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return number
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def _log_probs(self, model: Any, trajectory: Trajectory) -> ChoiceLogProbs:
+        own = self._own()
+        with self.compute_loss_context_manager():
+            return choice_log_probs(
+                model, own.config, trajectory, draw_settings(own, self.decoding, self.args), self._most
+            )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        trajectory, advantages = Trajectory.of(inputs), inputs["advantages"]
+        now = self._log_probs(model, trajectory)
+        # On-policy then and now are the same numbers, and the ratio is 1 exactly.
+        then = inputs.get("old_positions", now.positions.detach()), inputs.get("old_tokens", now.tokens.detach())
+        epsilon, level = (self.epsilon_low, self.epsilon_high), self.args.ratio_level
+        steps = trajectory.num_steps().clamp(min=1)
+        total = torch.zeros_like(advantages)
+        mode = "train" if self.model.training else "eval"
+        kinds = (
+            ("positions", now.positions, then[0], now.positions_drawn),
+            ("tokens", now.tokens, then[1], now.tokens_drawn),
+        )
+        for name, new, old, drawn in kinds:
+            objective, clipped, count = clipped_objective(new - old, drawn, advantages, epsilon, level)
+            total = total + objective
+            sums = torch.stack((clipped, count, -torch.where(drawn, new.detach(), 0.0).sum(), drawn.sum().float()))
+            sums = self.accelerator.reduce(sums, reduction="sum")
+            self._metrics[mode][f"clip_ratio/{name}"].append((sums[0] / sums[1].clamp(min=1)).item())
+            self._metrics[mode][f"surprise/{name}"].append((sums[2] / sums[3].clamp(min=1)).item())
+        if self.args.loss_steps is not None:
+            # A few steps stand for all.
+            total = total * steps / steps.clamp(max=self.args.loss_steps)
+        loss = -(total / steps).mean()
+        return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
+
+    # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As [`MaskedTrainer`]: whole weights are read as `from_pretrained` reads them, and none may be missing."""
+        trained = self.model if model is None else model
+        read: Callable[..., bool] = MaskedTrainer._load_whole
+        if not read(self, resume_from_checkpoint, trained):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            # As MaskedTrainer: no pickle in a folder that others load.
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(
+                json.dumps(self.args.to_sanitized_dict(), indent=2, default=str)
+            )
+
+
+def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
+    """The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`."""
+    own = getattr(model, "generation_config", None)
+    config = own if isinstance(own, ReflectiveGenerationConfig) else ReflectiveGenerationConfig()
+    changes = dict(args.decoding or {}) if not isinstance(args.decoding, str) else {}
+    for name in ("temperature", "max_new_tokens"):
+        if name in changes:
+            raise ValueError(
+                f"`decoding` sets {name!r}: `temperature` and `max_completion_length` of RemaskGRPOConfig say that."
+            )
+    config = config.updated(**changes, temperature=args.temperature)
+    check_rollout_config(model, config)
+    return config
+
+
+def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGRPOConfig) -> DrawSettings:
+    """
+    How a rollout of this model with these settings draws, for [`choice_log_probs`].
+
+    All blocks go into one forward pass where the attention goes by blocks, a finished block stays as it is, and
+    nothing else ties one step to another.
+    """
+    own, device = model.config, next(model.parameters()).device
+    mask_token_id = model._resolve_mask_token_id(config)
+    use_history = own.history if config.use_history is None else config.use_history
+    blocks, alone = own.attention_block_length is not None, config.revise_scope == "block"
+    freezes = bool(use_history and blocks and own.history_scope == "editable")
+    return DrawSettings(
+        mask_token_id=mask_token_id,
+        forbidden=_forbidden_ids(model, config, mask_token_id, end_tokens(model, config, device), device),
+        temperature=float(config.temperature),
+        use_history=use_history,
+        freezes=freezes,
+        by_block=blocks and alone and not own.logits_shift and (freezes or not use_history),
+        pairs_per_forward=args.pairs_per_forward,
+        chunk_rows=max(1, CHUNK_LOGITS // own.vocab_size),
+        steps=args.loss_steps,
+        seed=args.seed,
+    )
+
+
+def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
+    """Rewards that cannot end the run; models and coroutines are TRL's business."""
+    listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    plain = lambda f: callable(f) and not isinstance(f, nn.Module) and not is_async_callable(f)  # noqa: E731
+    return [contained(reward, seconds) if plain(reward) else reward for reward in listed]
+
+
+def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
+    """The tokens at which a decoding run stops, none where it does not."""
+    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
+    return [] if ends is None else ends.tolist()
+
+
+def greedy_answers(
+    model: Any, rows: list[dict[str, Any]], processing_class: Any, args: RemaskGRPOConfig, batch_size: int = 32
+) -> tuple[list[list[int]], dict[str, list[int]]]:
+    """
+    What a model writes without chance, decoded as in the rollouts.
+
+    Args:
+        model: RM or RemeDi.
+        rows (`list[dict]`): as the trainer's dataset has them.
+        processing_class: the tokenizer.
+        args ([`RemaskGRPOConfig`]): of the training.
+        batch_size (`int`): rows decoded at once.
+
+    Returns:
+        the answers' tokens; forwards and re-masks of each row.
+    """
+    canvases, marked = "input_ids" in rows[0], "editable_mask" in rows[0]
+    new = {} if canvases else {"max_new_tokens": args.max_completion_length}
+    config = _decoding(model, args).updated(temperature=0.0, **new)
+    ends, device = stop_tokens(model, config), next(model.parameters()).device
+    found: list[list[int]] = []
+    counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
+    training = model.training
+    model.eval()
+    try:
+        for begin in range(0, len(rows), batch_size):
+            part = rows[begin : begin + batch_size]
+            ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
+            masks = [row["editable_mask"] for row in part] if marked else None
+            batch = left_padded(ids, masks, device)
+            output = model.generate_reflective(*batch, generation_config=config)
+            editable = torch.ones_like(output.sequences, dtype=torch.bool)
+            known = batch[2] if batch[2] is not None else batch[0] == model.config.mask_token_id
+            editable[:, : known.shape[1]] = known
+            found += written_answers(output.sequences, editable, ends)
+            for name, values in counts.items():
+                values += getattr(output, name).tolist()
+    finally:
+        model.train(training)
+    return found, counts

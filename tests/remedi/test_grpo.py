@@ -1,0 +1,281 @@
+"""RemaskGRPOTrainer: its loss against a plain policy gradient, and that it learns, resumes and refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import wrapped
+from tiny_remedi import tiny_remedi
+from tiny_rl import draft_trainer, drafts, fives, prompts, rl_trainer, word_tokenizer
+from torch import Tensor
+
+from hf_rm.training.grpo import (
+    RemaskGRPOConfig,
+    RemaskGRPOTrainer,
+    check_trl_version,
+    clipped_objective,
+    draw_settings,
+)
+from hf_rm.training.log_probs import choice_log_probs
+from hf_rm.training.rollouts import Trajectory
+
+BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
+NO_END = {"stop_at_eos": False, "steps": 4}
+MAKERS: list[Callable[..., Any]] = [rl_trainer, draft_trainer]
+
+
+def mixed(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Rewards that nearly always differ within a group."""
+    return [sum(ids) / 10 + ids[0] for ids in completion_ids]
+
+
+def first_batch(trainer: Any) -> dict[str, Any]:
+    """What the first step of a training run would see."""
+    trainer.create_optimizer_and_scheduler(2)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["remedi", "remedi-blocks", "rm", "rm-history"])
+def test_the_first_gradient_is_the_plain_policy_gradient(tmp_path: Path, kind: str) -> None:
+    """Against A / steps * grad log pi(run), by the form with one denoising step a row."""
+    if kind.startswith("remedi"):
+        model = tiny_remedi(1, **(BLOCKWISE if kind == "remedi-blocks" else {}))
+        trainer = rl_trainer(tmp_path, model, mixed, decoding=NO_END, max_completion_length=8)
+    else:
+        trainer = draft_trainer(tmp_path, wrapped(1, history=kind == "rm-history"), rewards=mixed)
+    batch = first_batch(trainer)
+    assert batch["advantages"].abs().max() > 0.5
+    found = gradients(trainer.model, trainer._compute_loss(trainer.model, batch))
+    assert trainer._metrics["train"]["clip_ratio/tokens"] == [0.0]
+    trajectory = Trajectory.of(batch)
+    own = draw_settings(trainer.model, trainer.decoding, trainer.args)
+    assert own.by_block is (kind == "remedi-blocks") and own.use_history is (kind == "rm-history")
+    plain = type(own)(**{**vars(own), "by_block": False, "pairs_per_forward": 1})
+    log_probs = choice_log_probs(trainer.model, trainer.model.config, trajectory, plain)
+    runs = (log_probs.positions + log_probs.tokens).sum((1, 2)) / trajectory.num_steps()
+    expected = gradients(trainer.model, -(batch["advantages"] * runs).mean())
+    assert expected.keys() == found.keys()
+    largest = max(float(values.abs().max()) for values in expected.values())
+    assert largest > 1e-3
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, atol=1e-4 * largest, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_ratios_are_exactly_one_at_the_first_update_and_move_on(tmp_path: Path, make: Callable[..., Any]) -> None:
+    """With two updates on the same runs the first sees what it drew with, bit for bit; the second does not."""
+    trainer = make(tmp_path, rewards=mixed, num_iterations=2, learning_rate=0.05)
+    batch = first_batch(trainer)
+    now = trainer._log_probs(trainer.model, Trajectory.of(batch))
+    assert torch.equal(now.positions, batch["old_positions"]) and torch.equal(now.tokens, batch["old_tokens"])
+    trainer._compute_loss(trainer.model, batch).backward()
+    trainer.optimizer.step()
+    trainer._metrics["train"].clear()
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._metrics["train"]["clip_ratio/tokens"][0] > 0
+
+
+def test_runs_and_answers_stay_together(tmp_path: Path) -> None:
+    """TRL shuffles and splits the batch: each row's run still ends in its own answer."""
+    trainer = rl_trainer(tmp_path, tiny_remedi(2), mixed, decoding=NO_END, gradient_accumulation_steps=2)
+    first_batch(trainer)
+    assert len(trainer._buffered_inputs) == 2
+    for part in trainer._buffered_inputs:
+        run = Trajectory.of(part)
+        final = torch.stack([state[mask] for state, mask in zip(run.states[:, -1], run.editable, strict=True)])
+        assert torch.equal(final, part["completion_ids"])
+        prompt = [row[mask.bool()].tolist() for row, mask in zip(part["prompt_ids"], part["prompt_mask"], strict=True)]
+        kept = run.real & ~run.editable
+        assert [s[m].tolist() for s, m in zip(run.states[:, 0], kept, strict=True)] == prompt
+        assert part["advantages"].unique().numel() > 2
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_accumulation_takes_the_same_step(tmp_path: Path, make: Callable[..., Any]) -> None:
+    weights = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        trainer = make(
+            tmp_path,
+            rewards=mixed,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulate,
+            optim="sgd",
+            max_grad_norm=0.0,
+            max_steps=1,
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_reward_rises(tmp_path: Path, make: Callable[..., Any]) -> None:
+    """Fives are wanted, and come: from almost none to most of all tokens."""
+    decoding = {"stop_at_eos": False, "steps": 2} if make is rl_trainer else {"max_steps": 5}
+    trainer = make(
+        tmp_path,
+        decoding=decoding,
+        max_steps=18,
+        learning_rate=0.015,
+        per_device_train_batch_size=32,
+        num_generations=8,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert len(rewards) == 18 and rewards[0] < 0.15 and sum(rewards[-3:]) / 3 > 0.6
+
+
+def test_the_policy_alone_learns_what_to_keep(tmp_path: Path) -> None:
+    """
+    The backbone is frozen and what is wanted is a first token revealed before the last: only the stream's scores can
+    bring that about.
+    """
+    model = tiny_remedi(5)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("stream.confidence" in name or "stream.norm" in name)
+
+    def first_is_early(trainer_state: Any, **columns: Any) -> list[float]:
+        run = trainer._trajectory
+        place = run.editable.int().argmax(-1)
+        return (run.states[torch.arange(len(place)), 1, place] != 0).float().tolist()
+
+    trainer = rl_trainer(
+        tmp_path,
+        model,
+        first_is_early,
+        decoding={"stop_at_eos": False, "steps": 4},
+        max_steps=12,
+        learning_rate=0.1,
+        per_device_train_batch_size=24,
+        num_generations=8,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert rewards[0] < 0.55 and sum(rewards[-3:]) / 3 > rewards[0] + 0.3
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_resume_repeats_the_run(tmp_path: Path, make: Callable[..., Any]) -> None:
+    """Four steps at once, and two and two: the same weights, bit for bit, and the same rewards."""
+    settings = {"rewards": mixed, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make(tmp_path / "a", **settings)
+    whole.train()
+    later = make(tmp_path / "b", **settings)
+    later.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(later.model.state_dict()[name], value), name
+    rewards = [[e["reward"] for e in t.state.log_history if "reward" in e] for t in (whole, later)]
+    assert rewards[0] == rewards[1] and len(rewards[0]) == 4
+    files = {path.name for path in (tmp_path / "a" / "checkpoint-4").iterdir()}
+    assert "training_args.json" in files and "training_args.bin" not in files
+
+
+def test_lora_and_checkpointing_give_the_same_gradients(tmp_path: Path) -> None:
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        trainer = rl_trainer(
+            tmp_path, tiny_remedi(1), mixed, decoding=NO_END, peft_config=lora, gradient_checkpointing=again
+        )
+        batch = first_batch(trainer)
+        found.append(gradients(trainer.model, trainer._compute_loss(trainer.model, batch)))
+    assert found[0].keys() == found[1].keys() and all("lora" in name for name in found[0])
+    assert any("stream" in name for name in found[0])
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_evaluation(tmp_path: Path) -> None:
+    trainer = rl_trainer(tmp_path, tiny_remedi(1), mixed, eval_dataset=prompts(2), per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward"] > 0 and metrics["eval_rollout/num_steps"] == 4
+
+
+def test_a_broken_reward_ends_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    def broken(**columns: Any) -> list[float]:
+        raise RuntimeError("out of order")
+
+    trainer = rl_trainer(tmp_path, tiny_remedi(1), broken, weight_decay=0.0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert trainer.state.global_step == 2
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_clipped_objective_by_hand() -> None:
+    log_ratio = torch.tensor([[[1.5, 0.5]], [[1.5, 0.5]]]).log()
+    drawn, advantages = torch.tensor([[[True, True]], [[True, True]]]), torch.tensor([1.0, -1.0])
+    each, over, count = clipped_objective(log_ratio, drawn, advantages, (0.2, 0.2), "choice")
+    assert each.tolist() == pytest.approx([1.2 + 0.5, -1.5 - 0.8]) and (over.item(), count.item()) == (2, 4)
+    step, _, count = clipped_objective(log_ratio, drawn, advantages, (0.3, 0.2), "step")
+    assert step.tolist() == pytest.approx([0.75, -0.75]) and count == 2
+    step, over, _ = clipped_objective(log_ratio, drawn & torch.tensor([True, False]), advantages, (0.2, 0.3), "step")
+    assert step.tolist() == pytest.approx([1.3, -1.5]) and over == 1
+
+
+@pytest.mark.parametrize("version", ["1.15.9", "1.17.0", "2.0"])
+def test_another_trl_is_refused(version: str) -> None:
+    with pytest.raises(ImportError, match=r"trl>=1\.16,<1\.17.*" + version.replace(".", r"\.")):
+        check_trl_version(version)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0.1}, "`beta` is 0.1"),
+        ({"top_k": 5}, "`top_k` is 5"),
+        ({"temperature": 0.0}, "`temperature` is 0.0"),
+        ({"ratio_level": "row"}, "`ratio_level` is 'row'"),
+        ({"loss_steps": 0}, "`loss_steps` is 0"),
+        ({"num_generations": 3}, "divisible by num_generations"),
+        ({"decoding": {"temperature": 0.5}}, "`decoding` sets 'temperature'"),
+        ({"decoding": {"revise": "low_prob", "reveal": "all"}}, "`revise` is 'low_prob'"),
+        ({"decoding": {"stepps": 3}}, "Unknown generation argument"),
+        ({"decoding": '{"top_p": 0.5}'}, "`top_p` is 0.5"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rl_trainer(tmp_path, **settings)
+
+
+def test_too_few_steps_for_the_blocks(tmp_path: Path) -> None:
+    trainer = rl_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), max_completion_length=8, decoding={"steps": 1})
+    with pytest.raises(ValueError, match="`steps` is 1, but the canvas has 2 blocks"):
+        trainer.train()
+
+
+def test_rewards_of_the_wrong_length(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="returned 1 values for 8"):
+        rl_trainer(tmp_path, rewards=lambda **columns: [1.0]).train()
+
+
+def test_datasets_and_models_that_cannot_work(tmp_path: Path) -> None:
+    whole = drafts(4).remove_columns("editable_mask")
+    with pytest.raises(ValueError, match="no masks"):
+        draft_trainer(tmp_path, rows=whole)
+    with pytest.raises(ValueError, match="without `input_ids`"):
+        draft_trainer(tmp_path, rows=drafts(4).remove_columns("input_ids"))
+    with pytest.raises(ValueError, match="learned unmasking policy"):
+        rl_trainer(tmp_path, wrapped(), decoding={"preset": "remedi"})
+    args = RemaskGRPOConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="`processing_class` is None"):
+        RemaskGRPOTrainer(tiny_remedi(), fives, args, prompts())
+    with pytest.raises(ValueError, match="`tools` is given"):
+        RemaskGRPOTrainer(tiny_remedi(), fives, args, prompts(), processing_class=word_tokenizer(), tools=[print])

@@ -1,0 +1,42 @@
+"""Remask RL in two processes: the same runs, rewards and weights as in one with the doubled batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import torchrun
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("script_rl.py")
+
+
+def run(folder: Path, policy: str, size: int, launcher: tuple[str, ...] = (sys.executable,)) -> dict:
+    settings = {"max_steps": 2, "per_device_train_batch_size": size, "learning_rate": 0.05, "max_grad_norm": 0.0}
+    done = subprocess.run(
+        [*launcher, str(SCRIPT), str(folder), json.dumps(settings), policy],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs = [entry for entry in json.loads((folder / "logs.json").read_text()) if "reward" in entry]
+    names = ("reward", "reward_std", "rollout/num_steps", "surprise/tokens", "surprise/positions")
+    return {
+        "logs": [[entry[name] for name in names] for entry in logs],
+        **load_file(folder / "final/model.safetensors"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["remedi", "rm"])
+def test_two_processes_equal_one(tmp_path: Path, policy: str) -> None:
+    """RM's runs differ in length between the processes, which still run as many forward passes."""
+    two, one = run(tmp_path / "two", policy, 4, torchrun()), run(tmp_path / "one", policy, 8)
+    assert len(one["logs"]) == 2
+    for ours, theirs in zip(two.pop("logs"), one.pop("logs"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
