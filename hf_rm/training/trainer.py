@@ -201,7 +201,7 @@ class RMTrainer(MaskedTrainer):
 
 
 @torch.no_grad()
-def reset_mask_row(model: nn.Module) -> None:
+def reset_mask_row(model: Any) -> None:
     """
     Give the mask the mean of the head's rows, and of its biases.
 
