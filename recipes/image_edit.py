@@ -2,6 +2,7 @@
 Image editing: train a small mask diffusion model to change what was asked and leave the rest alone.
 
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-demo.yaml   # minutes on a CPU
+    accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-cpu.yaml    # coarse tokens, on a CPU
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit.yaml        # the table; wants a GPU
 
 Systems of one size under one budget of steps: `rm` revises the source's tokens and reads its history, `rm-no-hr` reads
@@ -39,13 +40,14 @@ from hf_rm.tasks.image_editing import (
     EditExamples,
     PatchCodebook,
     edit_metrics,
+    fit_codebook,
     generate_edits,
     instruction_success,
     load_codebook,
 )
-from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
 from hf_rm.tasks.image_editing.edit import EditRun, edit_images
-from hf_rm.tasks.image_editing.layout import EditLayout, EditRows, edit_layout
+from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
@@ -56,7 +58,10 @@ SYSTEMS: dict[str, dict[str, str]] = {
     "rm-no-hr": {"variant": "no-hr", "decoding": "revise"},
     "sft": {"variant": "no-hr", "decoding": "regenerate"},
 }
-MEASURES = ("precision", "coverage", "mae", "psnr", "ssim", "success")
+EDITED = ("precision", "coverage", "success", "acted")
+KEPT = ("mae", "psnr", "ssim", "mae_decoded", "psnr_decoded", "ssim_decoded")
+MEASURES = EDITED + KEPT
+_CODEBOOK_SEED, _CODEBOOK_PICTURES = 11, 1200
 Record = dict[str, Any]
 
 
@@ -73,6 +78,11 @@ class ImageEditArguments:
     intermediate_size: int = field(default=480, metadata={"help": "Width of the feed-forward layers."})
     num_layers: int = field(default=6, metadata={"help": "Layers of the network."})
     num_heads: int = field(default=5, metadata={"help": "Attention heads; the first ties a cell to its source."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "'eager' trains fastest on a CPU."})
+    patch: int = field(default=4, metadata={"help": "Pixels of a token: 4, the package's codebook, or one is fitted."})
+    codes: int = field(default=512, metadata={"help": "Size of a fitted codebook."})
+    cell: int = field(default=1, metadata={"help": "Objects begin and end on multiples of this many pixels."})
+    emoji: int | None = field(default=None, metadata={"help": "So many emoji of each split; all by default."})
     text_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its instruction."})
     image_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its source picture."})
     unlikelihood_weight: float = field(default=0.1, metadata={"help": "Weight of -log(1 - p(M)) off the edit."})
@@ -90,9 +100,10 @@ def main() -> None:
     unknown = set(arguments.systems) - set(SYSTEMS)
     if unknown:
         raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
-    book = load_codebook()
+    with PartialState().main_process_first():
+        book = codebook(arguments, Path(training.output_dir))
     layout = edit_layout(book)
-    examples = generate_edits(arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
+    examples = edits(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
     records = references(book, examples)
     for system in arguments.systems:
         for seed in arguments.seeds:
@@ -102,6 +113,24 @@ def main() -> None:
                 records.append(evaluate(arguments, model, system, seed, layout, book, examples, folder))
     if PartialState().is_main_process:
         report(arguments, records, Path(training.output_dir))
+
+
+def edits(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
+    """Composed edits as the arguments want them."""
+    return generate_edits(count, seed, split, cell=arguments.cell, emoji=arguments.emoji)
+
+
+def codebook(arguments: ImageEditArguments, folder: Path) -> PatchCodebook:
+    """The package's codebook of 4 px patches, or one of other patches, fitted on training pictures and kept."""
+    if arguments.patch == 4:
+        return load_codebook()
+    path = folder / f"codebook-{arguments.patch}px-{arguments.codes}.npz"
+    if not path.exists():
+        examples, half = edits(arguments, _CODEBOOK_PICTURES, _CODEBOOK_SEED), _CODEBOOK_PICTURES // 2
+        pictures = np.concatenate((examples.source[:half], examples.target[half:]))
+        folder.mkdir(parents=True, exist_ok=True)
+        fit_codebook(pictures, arguments.codes, arguments.patch, neighbours=False).save(path)
+    return load_codebook(path)
 
 
 def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
@@ -122,9 +151,9 @@ def trained_model(
     if (folder / "model.safetensors").exists():
         print(f"trained before: {folder} (delete it to train again)")
         return AutoModel.from_pretrained(folder)
-    rows = EditRows.from_examples(generate_edits(arguments.train_edits, seed), book, layout)
+    rows = EditRows.from_examples(edits(arguments, arguments.train_edits, seed), book, layout)
     set_seed(seed)
-    names = ("hidden_size", "intermediate_size", "num_layers", "num_heads")
+    names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "attn_implementation")
     variant = SYSTEMS[system]["variant"]
     model = build_image_edit_model(layout, variant, **{name: getattr(arguments, name) for name in names})
     trainer = make_trainer(arguments, training, system, seed, folder, model, rows, layout)
@@ -140,7 +169,9 @@ _SHARED = (
     "gradient_accumulation_steps",
     "learning_rate",
     "muon_learning_rate",
+    "adam_beta2",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "warmup_steps",
     "weight_decay",
     "max_grad_norm",
@@ -171,7 +202,11 @@ def make_trainer(
     """The trainer of a system; the budget, the batches and the optimizer are the same for all."""
     if system == "sft":
         shared = {name: getattr(training, name) for name in _SHARED}
-        return MaskedSFTTrainer(model, MaskedSFTArguments(str(folder), seed=seed, **shared), train_dataset=rows)
+        args_of_sft = MaskedSFTArguments(str(folder), seed=seed, **shared)
+        drops = EditSFTCollator(
+            MASK_ID, seed=seed, layout=layout, text_drop=arguments.text_drop, image_drop=arguments.image_drop
+        )
+        return MaskedSFTTrainer(model, args_of_sft, train_dataset=rows, data_collator=drops)
     args = copy.deepcopy(training)
     args.output_dir, args.seed = str(folder), seed
     collate = edit_collator(
@@ -190,8 +225,15 @@ def make_trainer(
 
 
 def measure(result: np.ndarray, examples: EditExamples, unedited: np.ndarray) -> dict[str, list[float]]:
-    """Every measure, one number an edit."""
+    """
+    Every measure, one number an edit: what is kept against the true source, and against it as its tokens show it.
+
+    `acted` is 1 where any pixel changed at all; `precision` is nan elsewhere.
+    """
     measured = edit_metrics(result, examples.source, examples.mask, unedited)
+    kept = edit_metrics(result, unedited, examples.mask, unedited)
+    measured |= {f"{name}_decoded": kept[name] for name in ("mae", "psnr", "ssim")}
+    measured["acted"] = np.isfinite(measured["precision"]).astype(float)
     measured["success"] = instruction_success(result, examples, unedited).astype(float)
     return {name: measured[name].tolist() for name in MEASURES}
 
@@ -257,14 +299,16 @@ def report(arguments: ImageEditArguments, records: list[Record], folder: Path) -
     """Print the table and the paired differences; save the records."""
     console = Console(width=None if sys.stdout.isatty() else 170)
     title = f"{arguments.eval_edits} edits of split {arguments.eval_split}, seed {arguments.eval_seed}, 95 % intervals"
-    table = Table(title=title)
-    for heading in ("", *MEASURES, "forwards", "s / edit"):
-        table.add_column(heading)
-    for record in records:
-        cells = [shown(interval(record["edits"][name])) for name in MEASURES]
-        cost = [f"{record[name]:.3g}" if name in record else "" for name in ("forwards", "seconds_an_edit")]
-        table.add_row(record["name"], *cells, *cost)
-    console.print(table)
+    for measures in (EDITED, KEPT):
+        table = Table(title=title)
+        for heading in ("", *measures, *(("forwards", "s / edit") if measures is EDITED else ())):
+            table.add_column(heading)
+        for record in records:
+            cells = [shown(interval(record["edits"][name])) for name in measures]
+            if measures is EDITED:
+                cells += [f"{record[name]:.3g}" if name in record else "" for name in ("forwards", "seconds_an_edit")]
+            table.add_row(record["name"], *cells)
+        console.print(table)
     sft = {record["seed"]: record for record in records if record.get("system") == "sft"}
     for record in records:
         other = sft.get(record.get("seed"))
@@ -278,7 +322,8 @@ def report(arguments: ImageEditArguments, records: list[Record], folder: Path) -
 def interval(values: list[float]) -> Interval:
     """Mean over the edits that have the measure."""
     array = np.asarray(values)
-    return mean_interval(array[np.isfinite(array)])
+    finite = array[np.isfinite(array)]
+    return mean_interval(finite) if len(finite) > 1 else Interval(*[float("nan")] * 3, observations=len(finite))
 
 
 def shown(of: Interval) -> str:

@@ -109,3 +109,12 @@ def test_what_cannot_be_encoded_or_loaded_is_refused(tmp_path: Path, fitted: Pat
     (tmp_path / "bad.npz").write_bytes(b"not a codebook")
     with pytest.raises(OSError, match="not a codebook"):
         load_codebook(tmp_path / "bad.npz")
+
+
+def test_without_neighbours_a_token_is_its_own_patch_alone() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    book = fit_codebook(pictures, codes=12, patch=8, neighbours=False)
+    assert receptive_field(book.decode, 12, side=5) == 0
+    grid = book.encode(pictures[:1])
+    patch = (book.centres[grid[0, 1, 2]].reshape(8, 8, 3) + 0.5).clip(0, 255).astype(np.uint8)
+    assert (book.decode(grid)[0, 8:16, 16:24] == patch).all()

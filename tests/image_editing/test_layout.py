@@ -6,7 +6,7 @@ import torch
 
 from hf_rm.corruption import SourceProposal, UniformProposal
 from hf_rm.tasks.image_editing import generate_edits, load_codebook
-from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows, edit_layout
 
 WORDS = ["cat", "paint", "red", "remove", "the"]  # ids 4 to 8; codes from 9 on
@@ -148,3 +148,17 @@ def test_rows_of_pictures_end_with_the_target() -> None:
     assert (layout.grid(ids) == book.encode(examples.target)).all()
     assert (layout.grid(ids, "source") == book.encode(examples.source)).all()
     assert rows[2]["idx"] == 102 and len(rows) == 3
+
+
+def test_vanilla_fine_tuning_loses_the_same_conditions(layout: EditLayout) -> None:
+    rows = rows_of(layout, 200)
+    settings = {"layout": layout, "text_drop": 0.3, "image_drop": 0.3}
+    plain, rm = EditSFTCollator(0, **settings)(rows), edit_collator(**settings)(rows)
+    before = slice(0, layout.canvas.start)
+    assert torch.equal(plain["input_ids"][:, before], rm["target_ids"][:, before])
+    text, image = plain["input_ids"][:, 0] == 2, (plain["input_ids"][:, layout.source] == 0).all(-1)
+    assert 0 < int((text & image).sum()) < int(text.sum()) < 200 and 0 < int((image & ~text).sum())
+    assert (plain["labels"][:, before] == -100).all()
+    target = torch.from_numpy(rows[0]["input_ids"])[layout.canvas]
+    masked = plain["input_ids"][:, layout.canvas] == 0
+    assert torch.equal(plain["labels"][:, layout.canvas][masked], target.expand(200, -1)[masked])

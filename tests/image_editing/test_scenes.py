@@ -104,3 +104,15 @@ def test_every_file_of_the_data_is_accounted_for_and_small() -> None:
         for name in ("emoji.png", "codebook.npz", "Apache License 2.0", "creativecommons.org/licenses/by/2.0")
     )
     assert sum(path.stat().st_size for path in DATA.iterdir()) < 3_000_000
+
+
+def test_objects_on_cells_and_a_choice_of_emoji() -> None:
+    examples = generate_edits(60, seed=3, cell=8, emoji=5)
+    placed = [edit.subject for edit in examples.edits if edit.subject is not None]
+    assert {value % 8 for one in placed for value in one[1:]} == {0}
+    assert len({one.emoji for one in placed}) == 5
+    assert all(0 <= one.left <= 64 - one.side and 0 <= one.top <= 64 - one.side for one in placed)
+    with pytest.raises(ValueError, match="`cell`"):
+        generate_edits(1, cell=17)
+    with pytest.raises(ValueError, match="`emoji`"):
+        generate_edits(1, emoji=3)

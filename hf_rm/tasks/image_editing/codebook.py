@@ -119,7 +119,9 @@ def load_codebook(path: str | os.PathLike[str] | None = None) -> PatchCodebook:
         raise OSError(f"{place} is not a codebook: fit one with recipes/image_codebook.py.") from error
 
 
-def fit_codebook(images: Image, codes: int = 512, patch: int = 4, seed: int = 0) -> PatchCodebook:
+def fit_codebook(
+    images: Image, codes: int = 512, patch: int = 4, seed: int = 0, neighbours: bool = True
+) -> PatchCodebook:
     """
     Fit a codebook: k-means over patches, then the decoder's tables by least squares.
 
@@ -128,6 +130,8 @@ def fit_codebook(images: Image, codes: int = 512, patch: int = 4, seed: int = 0)
         codes (`int`, defaults to 512): K.
         patch (`int`, defaults to 4): side of a patch in pixels.
         seed (`int`, defaults to 0): of the patches that k-means looks at.
+        neighbours (`bool`, defaults to `True`): let the decoder look at the tokens around. Without, a token's pixels
+            are its own patch and nothing more: edits stay exactly inside their tokens.
 
     Raises:
         ValueError: for pictures that do not fit, or fewer patches than codes.
@@ -141,6 +145,10 @@ def fit_codebook(images: Image, codes: int = 512, patch: int = 4, seed: int = 0)
     chosen = np.random.default_rng(seed).permutation(len(patches))[:_FIT_PATCHES]
     # Rounded as they are saved, so that a saved codebook encodes as the fitted one does.
     centres = _opponent(k_means(_opponent(patches[chosen]), codes), back=True).astype(np.float16).astype(np.float32)
+    if not neighbours:
+        tables = np.zeros((9, codes + 1, centres.shape[1]), dtype=np.float32)
+        tables[_HERE, :-1] = centres
+        return PatchCodebook(centres, tables)
     grid = nearest_codes(_opponent(patches), _opponent(centres)).reshape(len(images), images.shape[1] // patch, -1)
     return PatchCodebook(centres, _fit_tables(grid, patches - centres[grid.ravel()], centres))
 

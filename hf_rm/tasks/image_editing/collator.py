@@ -15,6 +15,7 @@ from ...corruption.collator import RMDataCollator, row_id
 from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
+from ...training import MaskedSFTCollator
 from .layout import MASK_ID, PAD_ID, EditLayout, Ids
 
 
@@ -57,8 +58,9 @@ class EditCollator(RMDataCollator):
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = super().__call__(features)
+        drops = _drops(features, self.seed, int(self._epoch), self.text_drop, self.image_drop)
         for name in ("input_ids", "target_ids", "start_ids", "history_ids"):
-            batch[name] = self._drop(batch[name], self._drops(features))
+            batch[name] = _without_conditions(batch[name], self.layout, drops)
         batch["unlikelihood_mask"] = torch.from_numpy(self._unedited([f["input_ids"] for f in features]))
         return batch
 
@@ -74,20 +76,43 @@ class EditCollator(RMDataCollator):
         targets = np.stack(sequences)
         return self.layout.editable_mask & (self.proposal.source_tokens(targets) == targets)
 
-    def _drops(self, features: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """(B,) bool each: which rows lose their text, which their source."""
-        names = [f"{row_id(feature)}/drop" for feature in features]
-        text, image = KeyedUniforms(row_keys(self.seed, int(self._epoch), names)).draw(2).T
-        return torch.from_numpy(text < self.text_drop), torch.from_numpy(image < self.image_drop)
 
-    def _drop(self, ids: Tensor, drops: tuple[Tensor, Tensor]) -> Tensor:
-        """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
-        text, image = drops
-        ids = ids.clone()
-        prefix = torch.tensor(self.layout.unconditional_text).reshape(-1, *[1] * (ids.dim() - 2))
-        ids[text, : self.layout.text_length] = prefix.expand_as(ids[text, : self.layout.text_length])
-        ids[image, self.layout.source] = MASK_ID
-        return ids
+@dataclass
+class EditSFTCollator(MaskedSFTCollator):
+    """
+    [`~hf_rm.training.MaskedSFTCollator`] for edits: rows lose instruction and source as under [`EditCollator`].
+
+    Args: as [`~hf_rm.training.MaskedSFTCollator`], and `layout`, `text_drop`, `image_drop` of [`EditCollator`].
+    """
+
+    layout: EditLayout = None  # type: ignore[assignment]
+    text_drop: float = 0.1
+    image_drop: float = 0.1
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = super().__call__(features)
+        drops = _drops(features, self.seed, int(self._epoch), self.text_drop, self.image_drop)
+        batch["input_ids"] = _without_conditions(batch["input_ids"], self.layout, drops)
+        return batch
+
+
+def _drops(
+    features: Sequence[dict[str, Any]], seed: int, epoch: int, text_drop: float, image_drop: float
+) -> tuple[Tensor, Tensor]:
+    """(B,) bool each: which rows lose their text, which their source."""
+    names = [f"{row_id(feature)}/drop" for feature in features]
+    text, image = KeyedUniforms(row_keys(seed, epoch, names)).draw(2).T
+    return torch.from_numpy(text < text_drop), torch.from_numpy(image < image_drop)
+
+
+def _without_conditions(ids: Tensor, layout: EditLayout, drops: tuple[Tensor, Tensor]) -> Tensor:
+    """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
+    text, image = drops
+    ids = ids.clone()
+    prefix = torch.tensor(layout.unconditional_text).reshape(-1, *[1] * (ids.dim() - 2))
+    ids[text, : layout.text_length] = prefix.expand_as(ids[text, : layout.text_length])
+    ids[image, layout.source] = MASK_ID
+    return ids
 
 
 def edit_collator(layout: EditLayout, **settings: Any) -> EditCollator:

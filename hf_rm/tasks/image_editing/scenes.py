@@ -188,6 +188,8 @@ def generate_edits(
     size: int = 64,
     operations: Sequence[str] = OPERATIONS,
     first: int = 0,
+    cell: int = 1,
+    emoji: int | None = None,
 ) -> EditExamples:
     """
     Edits number `first` to `first + count - 1` of a split; each is the same whichever others are made with it.
@@ -199,9 +201,12 @@ def generate_edits(
         size (`int`, defaults to 64): side of the pictures in pixels, 32 to 224.
         operations (sequence of `str`): drawn uniformly from these.
         first (`int`, defaults to 0): number of the first one.
+        cell (`int`, defaults to 1): objects begin and end on multiples of this many pixels. The patch of a codebook
+            here makes edits that coarse tokens can show.
+        emoji (`int`, *optional*): use so many emoji of the split, spread over its list; all by default.
 
     Raises:
-        ValueError: for an unknown split or operation, or a size that the data cannot fill.
+        ValueError: for an unknown split or operation, or a size, cell or number that the data cannot fill.
         ImportError: without pillow or scikit-image.
 
     Example:
@@ -220,11 +225,14 @@ def generate_edits(
         raise ValueError(f"`size` is {size}: pass a side from 32 to {_PHOTO_SIDE} pixels.")
     if count < 1:
         raise ValueError(f"`count` is {count}: pass at least 1.")
+    if not 1 <= cell <= size // 4:
+        raise ValueError(f"`cell` is {cell}: pass 1 (anywhere) to {size // 4} pixels, a quarter of the side.")
+    pool = _pool("test" if split == "test" else "train", emoji)
     keys = row_keys(seed, 0, [f"edit/{split}/{first + number}" for number in range(count)])
     source = np.empty((count, size, size, 3), dtype=np.uint8)
     target, mask, edits = np.empty_like(source), np.empty((count, size, size), dtype=bool), []
     for row, numbers in enumerate(KeyedUniforms(keys).draw(_NUMBERS)):
-        source[row], target[row], mask[row], edit = _make_edit(_Stream(numbers), split, size, operations)
+        source[row], target[row], mask[row], edit = _make_edit(_Stream(numbers), split, pool, size, cell, operations)
         edits.append(edit)
     return EditExamples(source, target, mask, edits)
 
@@ -261,21 +269,20 @@ class _Stream:
 
 
 def _make_edit(
-    stream: _Stream, split: str, size: int, operations: Sequence[str]
+    stream: _Stream, split: str, pool: Sequence[Emoji], size: int, cell: int, operations: Sequence[str]
 ) -> tuple[Image, Image, npt.NDArray[np.bool_], Edit]:
     operation = stream.choose(operations)
     background = _background(stream, split, size)
-    pool = _pool("test" if split == "test" else "train")
     present = stream.below(3) + (operation != "add")
     emoji = stream.sample(pool, 4)
     places = stream.sample(range(len(PLACES)), 4)
-    objects = [_place(stream, emoji[i].number, places[i], size) for i in range(present)]
+    objects = [_place(stream, emoji[i].number, places[i], size, cell) for i in range(present)]
     wording, colour_start = stream.choose(WORDINGS[operation]), stream.below(len(BACKGROUNDS))
     others, newcomer = objects[1:], emoji[3]
     sprites = [render_emoji(placed.emoji, placed.side) for placed in objects]
 
     if operation == "add":
-        subject = _square(newcomer.number, _CENTRES[places[3]], _ADDED_SIZE, 0.0, 0.0, size)
+        subject = _square(newcomer.number, _CENTRES[places[3]], _ADDED_SIZE, 0.0, 0.0, size, cell)
         added = render_emoji(subject.emoji, subject.side)
         instruction = wording.format(a=_with_article(newcomer.name), place=PLACES[places[3]])
         edit = Edit(operation, instruction, subject)
@@ -304,17 +311,18 @@ def _make_edit(
     return before, after, region, edit
 
 
-def _place(stream: _Stream, emoji: int, place: int, size: int) -> Placed:
+def _place(stream: _Stream, emoji: int, place: int, size: int, cell: int) -> Placed:
     share = stream.choose(_SIZES)
     across, down = stream.between(-_JITTER, _JITTER), stream.between(-_JITTER, _JITTER)
-    return _square(emoji, _CENTRES[place], share, across, down, size)
+    return _square(emoji, _CENTRES[place], share, across, down, size, cell)
 
 
-def _square(emoji: int, centre: tuple[float, float], share: float, across: float, down: float, size: int) -> Placed:
-    side = round(share * size)
-    return Placed(
-        emoji, round((centre[0] + across) * size - side / 2), round((centre[1] + down) * size - side / 2), side
-    )
+def _square(
+    emoji: int, centre: tuple[float, float], share: float, across: float, down: float, size: int, cell: int
+) -> Placed:
+    side = max(1, round(share * size / cell)) * cell
+    left, top = (round((middle * size - side / 2) / cell) * cell for middle in (centre[0] + across, centre[1] + down))
+    return Placed(emoji, left, top, side)
 
 
 def _draw(
@@ -354,9 +362,14 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
 
-@lru_cache(maxsize=2)
-def _pool(split: str) -> tuple[Emoji, ...]:
-    return tuple(emoji for emoji in emoji_list() if emoji.split == split)
+@lru_cache(maxsize=8)
+def _pool(split: str, count: int | None = None) -> tuple[Emoji, ...]:
+    """The emoji of a split, or `count` of them evenly spread."""
+    of = [emoji for emoji in emoji_list() if emoji.split == split]
+    count = len(of) if count is None else min(count, len(of))
+    if count < 4:
+        raise ValueError(f"`emoji` is {count}: a scene needs 4 different ones at least.")
+    return tuple(of[i * len(of) // count] for i in range(count))
 
 
 def _background(stream: _Stream, split: str, size: int) -> npt.NDArray[np.float32]:
