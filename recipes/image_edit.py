@@ -323,7 +323,7 @@ def interval(values: list[float]) -> Interval:
     """Mean over the edits that have the measure."""
     array = np.asarray(values)
     finite = array[np.isfinite(array)]
-    return mean_interval(finite) if len(finite) > 1 else Interval(*[float("nan")] * 3, observations=len(finite))
+    return mean_interval(finite) if len(finite) > 1 else Interval(np.nan, np.nan, np.nan, len(finite))
 
 
 def shown(of: Interval) -> str:
