@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from safetensors.numpy import save
 
 HEADER = "cache.json"
@@ -141,6 +143,17 @@ class ShardFolder:
         _write(self.folder / HEADER, json.dumps(header, indent=2).encode())
 
 
+def processes() -> PartialState:
+    """
+    The processes of this run.
+
+    Where nothing has set them up yet, accelerate has to be told that they are to meet on a CPU: each would take itself
+    for the only one.
+    """
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState() if PartialState._shared_state else PartialState(cpu=on_cpu)
+
+
 def fill(
     folder: str | Path,
     fingerprint: Mapping[str, Any],
@@ -162,7 +175,7 @@ def fill(
         ValueError: for a folder with another fingerprint.
         OSError: for damaged files.
     """
-    state, store = PartialState(), ShardFolder(folder)
+    state, store = processes(), ShardFolder(folder)
     fingerprint = {**fingerprint, "rows": rows, "shard_rows": shard_rows}
     store.begin(fingerprint, write=state.is_main_process)
     state.wait_for_everyone()

@@ -183,7 +183,8 @@ def build_root(request, users):
         os.symlink("/proc/self/fd" + link, "/new/dev/" + name)
     owner = f",uid={users[0]},gid={users[0]}" if users else ""
     os.makedirs("/new" + SCRATCH)
-    os.symlink(SCRATCH[1:], "/new/tmp")
+    if not os.path.lexists("/new/tmp"):  # it is there where Python itself lies below /tmp; TMPDIR names the folder
+        os.symlink(SCRATCH[1:], "/new/tmp")
     quota = f"size={request['scratch_mb']}m,nr_inodes={request['scratch_files']},mode=0700{owner}"
     mount("tmpfs", "/new" + SCRATCH, "tmpfs", NO_SUID | NO_DEVICES | NO_EXECUTE, quota)
     os.makedirs("/new/proc")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+from accelerate import PartialState  # noqa: E402
 from tiny_training import tiny_model, tiny_rows  # noqa: E402
 
 from hf_rm.corruption import ShardFolder, build_topk_cache  # noqa: E402
@@ -34,3 +35,4 @@ if __name__ == "__main__":
     if "--die-after" in sys.argv:
         die_after(int(sys.argv[sys.argv.index("--die-after") + 1]))
     build_topk_cache(tiny_model(), tiny_rows(14), sys.argv[1], k=4, batch_size=2, shard_rows=4)
+    assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each took itself for the only one"

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,20 @@ def test_unavailable_is_an_os_error_and_a_missing_interpreter_is_named() -> None
     assert issubclass(SandboxUnavailableError, OSError)
     with pytest.raises(ValueError, match="no-such-python"):
         run_code("pass", python="/no-such-python")
+
+
+@isolated
+def test_python_may_itself_lie_below_tmp() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)  # the program runs as nobody that owns it
+        venv.create(folder, symlinks=True)
+        script = (
+            "from hf_rm.evaluation.sandbox import run_code\n"
+            "code = 'import tempfile\\nwith tempfile.TemporaryFile() as f: f.write(b\"1\")\\nprint(6 * 7)'\n"
+            "found = run_code(code)\n"
+            "assert (found.passed, found.stdout) == (True, '42\\n'), found\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [str(Path(folder) / "bin" / "python"), "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]

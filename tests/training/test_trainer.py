@@ -160,7 +160,7 @@ def test_a_batch_gives_the_logits_of_its_trajectories_states(model, rows):
 
     uniforms = KeyedUniforms(row_keys(0, 0, range(8)))
     targets = batch["target_ids"].numpy()
-    corrupted = collate._corrupted(uniforms, batch["editable_mask"].numpy())
+    corrupted = collate._corrupted(uniforms, batch["editable_mask"].numpy(), targets)
     step = (uniforms.draw(1)[:, 0] * law.horizon).astype(int)
     path = law.sample(uniforms, targets, corrupted, collate.proposal, 0, range(8))
     for row in range(8):
