@@ -77,6 +77,7 @@ class SudokuArguments:
     )
     finish_pool_fraction: float = field(default=0.75, metadata={"help": "Share of pool rows in a finishing stage."})
     finish_pool_max_age: int = field(default=32, metadata={"help": "Steps a row stays in the pool there, at most."})
+    revision_steps: int = field(default=256, metadata={"help": "Most steps of a revision, saved with the model."})
     eval_only: str | None = field(
         default=None, metadata={"help": "Evaluate this model (a folder or Hub name) and stop."}
     )
@@ -178,6 +179,7 @@ def train(
     set_seed(args.seed)
     size = {"num_layers": arguments.num_layers, "intermediate_size": arguments.intermediate_size}
     model = build_sudoku_model(variant, structured=arguments.structured, **size)
+    model.generation_config = model.generation_config.updated(max_steps=arguments.revision_steps)
     began = time.process_time()
     run_stage(model, args)
     for stage, steps in enumerate(arguments.finish_steps, start=1):

@@ -96,7 +96,7 @@ def build_sudoku_model(variant: str = "hr-decay-her", **kwargs: Any) -> RMForMas
         True
     """
     model = RMForMaskedDiffusion(sudoku_config(variant, **kwargs))
-    model.generation_config = model.generation_config.updated(editable="all", max_steps=1024, patience=3)
+    model.generation_config = model.generation_config.updated(editable="all", max_steps=256, patience=3)
     return model
 
 
