@@ -415,7 +415,7 @@ _RM_TRAINING_SETTINGS = (
     "max_corruption_rate",
     "full_corruption",
     "blank_rows",
-    "reset_mask_row",
+    "mask_row_batches",
     "edit_weight",
     "pool_fraction",
 )

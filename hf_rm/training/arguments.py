@@ -88,12 +88,12 @@ class RMTrainingArguments(MaskedTrainingArguments):
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )
     full_corruption: float = field(default=0.0, metadata={"help": "Probability that a row is corrupted everywhere."})
-    reset_mask_row: bool = field(
-        default=False,
+    mask_row_batches: int = field(
+        default=0,
         metadata={
-            "help": "Before the first step give the mask the mean of the head's rows: a head that was never asked for "
-            "it puts it so low that the first steps do little else than raise it. Decoding never writes the mask, so "
-            "nothing else changes. Not for adapters, nor where the head is the embedding."
+            "help": "Before the first step solve for the head's mask row on so many batches (0: leave it): one that "
+            "was never asked for the mask puts it so low that the first steps do little else than raise it. Not for "
+            "adapters, nor where the head is the embedding."
         },
     )
     blank_rows: float = field(
@@ -127,5 +127,7 @@ class RMTrainingArguments(MaskedTrainingArguments):
             raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
         if not 0.0 <= self.pool_fraction < 1.0:
             raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
+        if self.mask_row_batches < 0:
+            raise ValueError(f"`mask_row_batches` is {self.mask_row_batches}: pass a number of batches, or 0.")
         if not self.edit_weight > 0:
             raise ValueError(f"`edit_weight` is {self.edit_weight!r}: pass a positive number.")

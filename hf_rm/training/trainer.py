@@ -26,6 +26,7 @@ from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
 from .losses import LossParts, clipped_cross_entropy
+from .mask_row import fit_mask_row, own_head
 
 
 class RMTrainer(MaskedTrainer):
@@ -84,8 +85,8 @@ class RMTrainer(MaskedTrainer):
             peft_config=peft_config,
             **kwargs,
         )
-        if args.reset_mask_row and not model.config.trained_to_remask:
-            reset_mask_row(self.model)
+        if args.mask_row_batches:
+            own_head(self.model)  # raises now, not after the data has been read
         # Pool
         pool_rows = round(args.pool_fraction * args.per_device_train_batch_size)
         if args.pool_fraction and not 0 < pool_rows < args.per_device_train_batch_size:
@@ -97,10 +98,26 @@ class RMTrainer(MaskedTrainer):
         self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
         self.loss_parts = LossParts()
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in transformers; from here on the head counts as one that has learned to predict the mask."""
+        if self.args.mask_row_batches and not (resume_from_checkpoint or self.model.config.trained_to_remask):
+            self._fit_mask_row()
         self.model.config.trained_to_remask = True
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _fit_mask_row(self) -> None:
+        """Each process reads its share of the first batches; the collator's draws depend on the rows alone."""
+        size, processes = self.args.per_device_train_batch_size, self.args.world_size
+        count = min(self.args.mask_row_batches * size * processes, len(self.train_dataset))
+        own = range(self.args.process_index, count, processes)
+        batches = (
+            {
+                name: value.to(self.args.device)
+                for name, value in self.data_collator([self.train_dataset[row] for row in own[i : i + size]]).items()
+            }
+            for i in range(0, len(own), size)
+        )
+        fit_mask_row(self.model, batches, reduce=lambda sums: self.accelerator.reduce(sums, reduction="sum"))
 
     def compute_loss(
         self,
@@ -198,24 +215,6 @@ class RMTrainer(MaskedTrainer):
         if "loss" in logs:
             logs.update(self.loss_parts.pop(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
         super().log(logs, *args, **kwargs)
-
-
-@torch.no_grad()
-def reset_mask_row(model: Any) -> None:
-    """
-    Give the mask the mean of the head's rows, and of its biases.
-
-    Raises:
-        ValueError: for an adapter, which could not save it, and for a head that is the embedding: what the model reads
-            at a mask would change with it.
-    """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if any(not parameter.requires_grad for parameter in head.parameters()):
-        raise ValueError("`reset_mask_row` is True, but the head is not trained: leave it out for adapters.")
-    if head.weight is embedding.weight:
-        raise ValueError("`reset_mask_row` is True, but the head is the embedding: leave it out.")
-    for values in head.parameters():
-        values[model.config.mask_token_id] = values.mean(0)
 
 
 def build_collator(

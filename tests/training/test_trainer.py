@@ -11,6 +11,7 @@ from hf_rm import RMTrainer, RMTrainingArguments
 from hf_rm.corruption import AttemptsLaw, FixedProposal, RMDataCollator
 from hf_rm.history import HistorySegments
 from hf_rm.training import MaskedSFTArguments, MaskedSFTCollator, MaskedSFTTrainer
+from hf_rm.training.mask_row import fit_mask_row
 
 
 @pytest.fixture
@@ -184,22 +185,69 @@ def test_edit_weights_move_the_loss(tmp_path, rows):
     assert losses[1]["loss_mask"] == pytest.approx(losses[0]["loss_mask"]), "the parts are logged unweighted"
 
 
-def test_the_masks_row_can_begin_at_the_mean_of_the_head(tmp_path, rows):
+def scores_of_masks(model, rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """By how much the mask's score is above the visible token's: at wrong tokens, and at right ones."""
+    collate = RMDataCollator(0, FixedProposal([0] + [1] * 11), AttemptsLaw(16), seed=5)
+    batch = collate([{**rows[i], "idx": i} for i in range(64)])
+    history = HistorySegments(batch["history_ids"], batch["history_lags"])
+    with torch.no_grad():
+        logits = model.eval()(batch["input_ids"], history=history).logits
+    above = logits[..., 0] - logits.gather(-1, batch["input_ids"][..., None])[..., 0]
+    visible = batch["input_ids"] != 0
+    return above[visible & (batch["labels"] == 0)], above[visible & (batch["labels"] == batch["input_ids"])]
+
+
+def test_the_masks_row_is_solved_for_before_the_first_step(tmp_path, rows):
     plain, model = tiny_model(), tiny_model()
-    RMTrainer(model, arguments(tmp_path, reset_mask_row=True), train_dataset=rows)
+    with torch.no_grad():
+        for each in (plain, model):
+            each.get_output_embeddings().weight[0] -= 3 * each.get_output_embeddings().weight.mean(0)
+    before = scores_of_masks(plain, rows)
+    trainer = RMTrainer(model, arguments(tmp_path, mask_row_batches=8, learning_rate=0.0), train_dataset=rows)
+    trainer.train()
     for name, value in model.state_dict().items():
         other = plain.state_dict()[name]
         if name == "model.lm_head.weight":
-            assert torch.equal(value[1:], other[1:])
-            assert torch.allclose(value[0], other.mean(0)) and not torch.allclose(value[0], other[0])
+            assert torch.equal(value[1:], other[1:]) and not torch.allclose(value[0], other[0])
         else:
             assert torch.equal(value, other), name
+    after = scores_of_masks(model, rows)
+    wrong, right = after[0].mean(), after[1].mean()
+    assert wrong > right + 0.02, "an untrained network's states say little of what is wrong, but something"
+    assert abs(wrong + 3) < 4 and abs(right + 3) < 1, "3 below what is right, which most tokens are"
+    assert (after[1] + 3).abs().mean() < (before[1] + 3).abs().mean()
 
 
-def test_a_mask_row_that_could_not_be_kept_is_not_reset(tmp_path, model, rows):
+def test_two_processes_share_the_sums_of_the_masks_row(rows):
+    collate = RMDataCollator(0, FixedProposal([0] + [1] * 11), AttemptsLaw(16), seed=5)
+    batches = [collate([{**rows[i], "idx": i} for i in range(begin, begin + 8)]) for begin in range(0, 32, 8)]
+    whole, shared = tiny_model(), tiny_model()
+    fit_mask_row(whole, batches)
+    kept = []
+    fit_mask_row(tiny_model(), batches[1::2], reduce=lambda sums: kept.append(sums.clone()) or sums)
+    fit_mask_row(shared, batches[::2], chunk_rows=3, reduce=lambda sums: sums + kept[0])
+    head, other = whole.get_output_embeddings().weight, shared.get_output_embeddings().weight
+    assert torch.allclose(head, other, atol=1e-5)
+
+
+def test_a_run_that_goes_on_keeps_its_masks_row(tmp_path, rows):
+    settings = {"mask_row_batches": 2, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    whole = RMTrainer(tiny_model(), arguments(tmp_path / "a", **settings), train_dataset=rows)
+    whole.train()
+    first = RMTrainer(tiny_model(), arguments(tmp_path / "b", **{**settings, "max_steps": 1}), train_dataset=rows)
+    first.train()
+    second = RMTrainer(tiny_model(), arguments(tmp_path / "b", **settings), train_dataset=rows)
+    second.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-1"))
+    weights = (trainer.model.get_output_embeddings().weight for trainer in (whole, second))
+    assert torch.equal(*weights)
+
+
+def test_a_mask_row_that_could_not_be_kept_is_not_solved_for(tmp_path, model, rows):
     lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2)
-    with pytest.raises(ValueError, match="`reset_mask_row` is True, but the head is not trained"):
-        RMTrainer(model, arguments(tmp_path, reset_mask_row=True), train_dataset=rows, peft_config=lora)
+    with pytest.raises(ValueError, match="`mask_row_batches` is set, but the head is not trained"):
+        RMTrainer(model, arguments(tmp_path, mask_row_batches=2), train_dataset=rows, peft_config=lora)
+    with pytest.raises(ValueError, match="`mask_row_batches` is -1"):
+        arguments(tmp_path, mask_row_batches=-1)
 
 
 def test_checkpoints_hold_no_pickled_arguments_and_the_pool(tmp_path, model, rows):
