@@ -417,5 +417,6 @@ _RM_TRAINING_SETTINGS = (
     "blank_rows",
     "mask_row_batches",
     "edit_weight",
+    "reveal_weights",
     "pool_fraction",
 )

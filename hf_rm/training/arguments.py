@@ -104,6 +104,13 @@ class RMTrainingArguments(MaskedTrainingArguments):
         default=1.0,
         metadata={"help": "Loss weight of corrupted positions relative to the others (1: constant weights)."},
     )
+    reveal_weights: str = field(
+        default="uniform",
+        metadata={
+            "help": "'uniform' weighs all positions alike (the paper); 'inverse' divides a mask's loss by its row's "
+            "share of masks, as the 1 / t of vanilla SFT: what a row nearly done has to teach does not drown (text)."
+        },
+    )
     loss_clip: str = field(
         default="reported",
         metadata={
@@ -125,6 +132,8 @@ class RMTrainingArguments(MaskedTrainingArguments):
         build_law(self.law, self.horizon, self.max_attempts)  # raises for what the law cannot do
         if self.loss_clip not in CLIPS:
             raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
+        if self.reveal_weights not in ("uniform", "inverse"):
+            raise ValueError(f"`reveal_weights` is {self.reveal_weights!r}: pass 'uniform' or 'inverse'.")
         if not 0.0 <= self.pool_fraction < 1.0:
             raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
         if self.mask_row_batches < 0:

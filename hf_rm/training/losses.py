@@ -105,3 +105,20 @@ class LossParts:
                 logs[f"loss_{name}"] = loss / count
                 logs[f"accuracy_{name}"] = right / count
         return logs
+
+
+def reveal_weights(input_ids: Tensor, labels: Tensor, mask_token_id: int) -> Tensor:
+    """
+    (B, N) weights: at a mask the inverse of its row's share of masks among the labelled positions, elsewhere 1.
+
+    For a row that is masked at rate t these are the 1 / t of masked diffusion's bound, with the rate as it came out.
+
+    Example:
+        >>> import torch
+        >>> reveal_weights(torch.tensor([[5, 0, 6, 7]]), torch.tensor([[-100, 4, 6, 7]]), mask_token_id=0)
+        tensor([[1., 3., 1., 1.]])
+    """
+    labelled = labels != IGNORE_INDEX
+    masked = labelled & (input_ids == mask_token_id)
+    inverse = labelled.sum(-1, keepdim=True) / masked.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(masked, inverse, 1.0)

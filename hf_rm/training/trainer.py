@@ -25,7 +25,7 @@ from ..generation_rules_rm import eq1_next_state
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
-from .losses import LossParts, clipped_cross_entropy
+from .losses import LossParts, clipped_cross_entropy, reveal_weights
 from .mask_row import fit_mask_row, own_head
 
 
@@ -142,6 +142,8 @@ class RMTrainer(MaskedTrainer):
             history=history,
         )
         weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
+        if self.args.reveal_weights == "inverse":
+            weights = weights * reveal_weights(batch["input_ids"], labels, self.mask_token_id).flatten()
         if num_items_in_batch is not None and pool is not None:
             # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
             num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])
