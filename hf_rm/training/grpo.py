@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from transformers import PreTrainedModel
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
 from ..remedi_rm import RemeDiForMaskedDiffusion
-from .base import MaskedTrainer, load_model
+from .base import load_model
+from .checkpoints import load_whole_weights, replace_pickled_arguments
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
@@ -372,20 +371,13 @@ class RemaskGRPOTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As [`MaskedTrainer`]: whole weights are read as `from_pretrained` reads them, and none may be missing."""
-        trained = self.model if model is None else model
-        read: Callable[..., bool] = MaskedTrainer._load_whole
-        if not read(self, resume_from_checkpoint, trained):
+        if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            # As MaskedTrainer: no pickle in a folder that others load.
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(
-                json.dumps(self.args.to_sanitized_dict(), indent=2, default=str)
-            )
+            replace_pickled_arguments(self.args, output_dir)
 
 
 def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
