@@ -26,7 +26,7 @@ from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, load_whole_weights, publish_folder, replace_pickled_arguments
 from .data import RowDataset
 from .lora import check_quantisation, prepare_for_training
-from .losses import chunk_rows
+from .losses import chunk_rows, clipped_cross_entropy
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -143,6 +143,19 @@ class MaskedTrainer(Trainer):
         return outputs, [
             column.new_zeros(labels.numel()).index_put((supervised,), column[:count]) for column in outputs.read
         ]
+
+    def _cross_entropy(self, model: nn.Module, inputs: dict[str, Tensor], return_logits: bool) -> tuple[Any, Tensor]:
+        """The model's outputs without history, and the cross-entropy at each position, (B * N,); 0 without a label."""
+        labels = inputs["labels"].flatten()
+
+        def read(logits: Tensor, which: Any) -> tuple[Tensor]:
+            return (clipped_cross_entropy(logits, labels[which].to(logits.device), clip="none"),)
+
+        read_by_model = {name: inputs[name] for name in ("input_ids", "attention_mask", "editable_mask")}
+        outputs, (per_position,) = self._forward(
+            model, inputs["labels"], read, return_logits, **read_by_model, use_history=False
+        )
+        return outputs, per_position
 
     def _chunks(self, labels: Tensor) -> tuple[Tensor, Tensor, int] | None:
         """Positions with a label, positions to read (as many or more), and rows a chunk; None without chunks."""
