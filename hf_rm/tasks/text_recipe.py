@@ -23,7 +23,7 @@ from ..evaluation.text_report import plot_forwards, text_results_table
 from ..training.stages import write_json
 from ..visualize import Replay, write_html
 from .post_training import SYSTEMS, PostTraining, Trained
-from .text import TextSample, encode_samples, prompt_ids
+from .text import TextSample, decoded, encode_samples, prompt_ids
 
 WRONG_SHARE = 0.15
 
@@ -252,7 +252,7 @@ def _replay(run: PostTraining, model: Any, sample: TextSample, config: Any) -> R
         ids = [*run.tokenizer(sample.completion, add_special_tokens=False)["input_ids"]]
         end = [run.tokenizer.eos_token_id] * (len(canvas.ids) - len(ids))
         target = [*ids, *end] if len(ids) <= len(canvas.ids) else None
-    right = run.task.grade(sample, run.tokenizer.decode(canvas.ids, skip_special_tokens=True))
+    right = run.task.grade(sample, decoded(canvas.ids, run.tokenizer))
     return Replay.from_trajectory(
         canvas.states,
         canvas.actions,

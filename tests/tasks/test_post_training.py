@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
-from hf_rm.tasks import post_training
+from hf_rm.evaluation.text import Canvas
+from hf_rm.tasks import post_training, text_recipe
 from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
+from hf_rm.tasks.text import TextSample
 from hf_rm.tasks.text_recipe import means, report, with_default_config
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested", "rm-pool"]
@@ -95,6 +99,19 @@ def test_the_report_holds_everything(whole):
     assert (whole.root / "forwards.png").stat().st_size > 1000
     page = (whole.root / "seed0" / "trajectories-rm.html").read_text()
     assert page.count("Question") + page.count("How many") > 0
+
+
+def test_a_replay_grades_what_the_evaluation_does_the_text_before_the_first_end(monkeypatch):
+    tokenizer = build_math_tokenizer()
+    ids = [*tokenizer("#### 5")["input_ids"], tokenizer.eos_token_id, *tokenizer("#### 9")["input_ids"]]
+    states, actions = np.array([[tokenizer.mask_token_id] * len(ids), ids]), np.ones((1, len(ids)), dtype=int)
+    canvas = Canvas(ids, 1, 0, 0, True, states, actions, tokenizer.mask_token_id)
+    monkeypatch.setattr(text_recipe, "decode_batch", lambda *arguments: [canvas])
+    graded = []
+    task = SimpleNamespace(grade=lambda sample, text: graded.append(text) or text == "#### 5")
+    run = SimpleNamespace(tokenizer=tokenizer, task=task, arguments=SimpleNamespace(eval_seed=0))
+    replay = text_recipe._replay(run, None, TextSample("1", "How many?", "#### 5"), None)
+    assert graded == ["#### 5"] and replay.title == "How many? (right)"
 
 
 def test_what_is_done_is_not_done_again(whole, base, monkeypatch):
