@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from ..generation_rules_rm import remask_advantage
 from ..history import HistorySegments
-from .statistics import wilson_interval
+from .statistics import shown_interval, wilson_interval
 
 PASTS = {
     "since_start": (3, "state", "state", 1),
@@ -84,6 +86,33 @@ def recall_by_history(
             tallies[name] += torch.stack(found).cpu()
     model.train(was_training)
     return {name: _tally(*counts.tolist()) for name, counts in tallies.items()}
+
+
+def recall_table(
+    rows: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]], of: str = "tokens", digits: int = 1
+) -> Table:
+    """
+    What [`recall_by_history`] found, as a table with 95 % intervals in brackets.
+
+    Args:
+        rows (iterable of pairs): names of models, and what was found of each.
+        of (`str`): what is wrong: tokens, cells.
+        digits (`int`): of percentages, behind the point; false alarms, which are rare, have one more.
+
+    Example:
+        >>> found = {"recall": 0.75, "low": 0.3, "high": 0.95, "count": 4, "false_alarms": 0.001}
+        >>> recall_table([("rm", {"since_start": found})]).row_count
+        1
+    """
+    table = Table(title=f"Re-mask recall of wrong {of} by their history")
+    for heading in ("model", "past", "recall %", f"wrong {of}", "false alarms %"):
+        table.add_column(heading)
+    for name, pasts in rows:
+        for past, row in pasts.items():
+            recall = shown_interval((row["recall"], row["low"], row["high"]), digits=digits)
+            alarms = f"{100 * row['false_alarms']:.{digits + 1}f}"
+            table.add_row(name, past.replace("_", " "), recall, f"{row['count']:,}", alarms)
+    return table
 
 
 def _past_of_wrong_tokens(
