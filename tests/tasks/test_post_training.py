@@ -147,6 +147,29 @@ def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, base, mon
     assert same(weights(resumed.folder), weights(uncut.folder))
 
 
+def test_a_stop_while_the_last_note_is_written_leaves_the_stage_unfinished(tmp_path, base, monkeypatch):
+    def half(self, text, **kwargs):
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise KeyboardInterrupt
+
+    trainer = SimpleNamespace(
+        train=lambda **kwargs: None,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        model=None,
+        state=SimpleNamespace(global_step=3),
+    )
+    monkeypatch.setattr(post_training, "save_for_hub", lambda *arguments: None)
+    run = prepared(tmp_path, base)
+    (tmp_path / "sft").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            run._finish(trainer, tmp_path / "sft")
+    assert not (tmp_path / "sft" / "finished.json").exists()
+    run._finish(trainer, tmp_path / "sft")
+    assert json.loads((tmp_path / "sft" / "finished.json").read_text()) == {"steps": 3}
+
+
 def test_an_evaluation_that_was_cut_gives_the_same(tmp_path, base):
     run = prepared(tmp_path, base, systems=["base"])
     [system] = run.systems()
