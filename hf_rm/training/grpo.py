@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
+from ..processes import meet_on_cpu
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .base import load_model
 from .checkpoints import load_whole_weights, replace_pickled_arguments
@@ -119,6 +120,8 @@ class RemaskGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if meet_on_cpu():
+            self.use_cpu = True
         super().__post_init__()
         if isinstance(self.decoding, str):
             self.decoding = json.loads(self.decoding)
