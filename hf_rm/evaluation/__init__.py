@@ -16,7 +16,8 @@ from .statistics import (
     shown_interval,
     wilson_interval,
 )
-from .text import RevisionSeen, TextEvaluation, TextRecord, evaluate_text
+from .text import evaluate_text
+from .text_records import RevisionSeen, TextEvaluation, TextRecord
 from .text_report import evaluate_budgets, plot_forwards, text_results_table
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ..tasks.text import TextSample
 from .statistics import shown_interval
-from .text import Grade, Settings, TextEvaluation, evaluate_text
+from .text import Settings, evaluate_text
+from .text_records import Grade, TextEvaluation
 
 
 def text_results_table(
@@ -30,7 +31,7 @@ def text_results_table(
         Accuracy, the difference, forward passes, what revision did where that was recorded, accuracy by group.
 
     Example:
-        >>> from hf_rm.evaluation.text import TextRecord
+        >>> from hf_rm.evaluation.text_records import TextRecord
         >>> one = TextRecord("1", "", "#### 5", True, 8, 0, 0, True, ())
         >>> text_results_table([TextEvaluation("sft", (one,), {}, 0)]).row_count
         1

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
-from ..evaluation.text import TextEvaluation, evaluate_text
+from ..evaluation.text import evaluate_text
+from ..evaluation.text_records import TextEvaluation
 from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config

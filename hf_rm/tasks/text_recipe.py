@@ -18,7 +18,8 @@ from ..corruption.collator import pad_rows
 from ..corruption.random import KeyedUniforms, row_keys
 from ..evaluation.history_recall import recall_by_history, recall_table
 from ..evaluation.statistics import mean_interval, shown_interval
-from ..evaluation.text import TextEvaluation, decode_batch, decoding_config
+from ..evaluation.text import decode_batch, decoding_config
+from ..evaluation.text_records import TextEvaluation
 from ..evaluation.text_report import plot_forwards, text_results_table
 from ..training.stages import write_json
 from ..visualize import Replay, write_html
