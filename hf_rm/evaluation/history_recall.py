@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..generation_rules_rm import remask_advantage
 from ..history import HistorySegments
+from ..modes import evaluating
 from .statistics import shown_interval, wilson_interval
 
 PASTS = {
@@ -68,23 +69,21 @@ def recall_by_history(
     real = torch.ones_like(state) if attention_mask is None else attention_mask
     counted = real.bool() if editable_mask is None else editable_mask & real.bool()
     tallies = {name: torch.zeros(4, dtype=torch.long) for name in PASTS}
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(state), batch_size):
-        rows = slice(start, start + batch_size)
-        ids, right, other, keep, count = (
-            value[rows].to(model.device) for value in (state, target, attempt, real, counted)
-        )
-        wrong = (ids != right) & count
-        for name, past in PASTS.items():
-            segments = _past_of_wrong_tokens(ids, other, wrong, past, mask_token_id)
-            inputs = {} if attention_mask is None else {"attention_mask": keep}
-            logits = model(ids, history=segments, editable_mask=count, **inputs).logits
-            remasked = remask_advantage(ids, logits, mask_token_id) > 0
-            sound = count & ~wrong
-            found = ((remasked & wrong).sum(), wrong.sum(), (remasked & sound).sum(), sound.sum())
-            tallies[name] += torch.stack(found).cpu()
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(state), batch_size):
+            rows = slice(start, start + batch_size)
+            ids, right, other, keep, count = (
+                value[rows].to(model.device) for value in (state, target, attempt, real, counted)
+            )
+            wrong = (ids != right) & count
+            for name, past in PASTS.items():
+                segments = _past_of_wrong_tokens(ids, other, wrong, past, mask_token_id)
+                inputs = {} if attention_mask is None else {"attention_mask": keep}
+                logits = model(ids, history=segments, editable_mask=count, **inputs).logits
+                remasked = remask_advantage(ids, logits, mask_token_id) > 0
+                sound = count & ~wrong
+                found = ((remasked & wrong).sum(), wrong.sum(), (remasked & sound).sum(), sound.sum())
+                tallies[name] += torch.stack(found).cpu()
     return {name: _tally(*counts.tolist()) for name, counts in tallies.items()}
 
 

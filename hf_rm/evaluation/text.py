@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from ..generation_canvas_rm import check_length
 from ..generation_config_rm import ReflectiveGenerationConfig
+from ..modes import evaluating
 from ..tasks.text import TextSample, decoded, prompt_ids
 from .revision import revision_metrics
 from .statistics import Interval
@@ -180,7 +180,7 @@ def decode_batch(
     length = int(config.max_new_tokens)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids, mask = left_padded(prompts, padding or 0, model.device)
-    with _evaluating(model):
+    with evaluating(model):
         output = model.generate_reflective(
             ids,
             attention_mask=mask,
@@ -211,19 +211,6 @@ def _canvas_mask(ids: Tensor, length: int) -> Tensor:
     editable = torch.zeros(len(ids), ids.shape[1] + length, dtype=torch.bool, device=ids.device)
     editable[:, -length:] = True
     return editable
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards as it was."""
-    training = isinstance(model, nn.Module) and model.training
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
 
 
 def _fits(model: Any, length: int) -> bool:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
+from ..modes import evaluating
 from ..processes import meet_on_cpu
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .base import load_model
@@ -288,12 +289,8 @@ class RemaskGRPOTrainer(GRPOTrainer):
         model, config = self._own(), self.decoding.updated(**new)
         batch = left_padded(prompt_ids, masks, self.accelerator.device)
         training = model.training
-        model.eval()
-        try:
-            with self.compute_loss_context_manager():  # in the precision of the loss
-                output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
-        finally:
-            model.train(training)
+        with evaluating(model), self.compute_loss_context_manager():  # in the precision of the loss
+            output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
         self._log_rollouts(output, "train" if training else "eval")
         return written_answers(output.sequences, self._trajectory.editable, stop_tokens(model, config)), None
 
@@ -459,9 +456,7 @@ def greedy_answers(
     ends, device = stop_tokens(model, config), next(model.parameters()).device
     found: list[list[int]] = []
     counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
             ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
@@ -474,6 +469,4 @@ def greedy_answers(
             found += written_answers(output.sequences, editable, ends)
             for name, values in counts.items():
                 values += getattr(output, name).tolist()
-    finally:
-        model.train(training)
     return found, counts
