@@ -29,7 +29,7 @@ from _common import Row, add_result, print_table
 from torch import Tensor
 
 from hf_rm import RMForMaskedDiffusion
-from hf_rm.evaluation import Interval, RevisionMetrics, paired_difference_interval, revision_metrics
+from hf_rm.evaluation import RevisionMetrics, paired_difference_interval, revision_metrics, shown_interval
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "tests" / "data" / "rxnmapper"
@@ -171,24 +171,18 @@ def choose(model: Any, drafts: Drafts, vocabulary: Vocabulary, batch_size: int) 
     }
 
 
-def percent(interval: Interval, digits: int = 1) -> str:
-    """An estimate and its interval, in percent."""
-    value, low, high = (f"{100 * number:.{digits}f}" for number in interval[:3])
-    return f"{value} [{low}, {high}]" if interval.observations else "-"
-
-
 def table_row(name: str, threshold: float | None, metrics: RevisionMetrics, before: RevisionMetrics) -> Row:
     """One line of the table."""
     difference = paired_difference_interval(metrics.row_accuracy, before.row_accuracy)
     return {
         "what": name if threshold is None else f"{name} {threshold:g}",
-        "token accuracy": percent(metrics.token_accuracy),
-        "difference": "-" if name == AS_IT_IS else percent(difference, 2),
-        "exact": percent(metrics.exact_rows),
+        "token accuracy": shown_interval(metrics.token_accuracy),
+        "difference": "-" if name == AS_IT_IS else shown_interval(difference, digits=2),
+        "exact": shown_interval(metrics.exact_rows),
         "edits/token": f"{metrics.edits_per_token.value:.3f}",
-        "precision": percent(metrics.remask_precision),
-        "recall": percent(metrics.remask_recall),
-        "replayed": percent(metrics.replay_mistake),
+        "precision": shown_interval(metrics.remask_precision),
+        "recall": shown_interval(metrics.remask_recall),
+        "replayed": shown_interval(metrics.replay_mistake),
         "forwards": metrics.curve[-1].forwards,
     }
 
@@ -213,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     rows = [table_row(name, threshold, metrics, before) for name, (threshold, metrics) in runs.items()]
     print_table(f"{options.held_out} corrupted reactions, seed {options.seed}; percent [95 % interval]", rows)
     gain = paired_difference_interval(runs[best][1].row_accuracy, before.row_accuracy)
-    print(f"best on the development strings: {best}; against as it is: {percent(gain, 2)} points of token accuracy")
+    points = f"{shown_interval(gain, digits=2)} points of token accuracy"
+    print(f"best on the development strings: {best}; against as it is: {points}")
     result = {
         "rules": {name: {"threshold": threshold, **metrics.flat()} for name, (threshold, metrics) in runs.items()},
         "curves": {

@@ -26,7 +26,7 @@ from rich.table import Table
 from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
-from hf_rm.evaluation import evaluate_multiple_choice, paired_bootstrap, wilson_interval
+from hf_rm.evaluation import evaluate_multiple_choice, paired_bootstrap, shown_interval, wilson_interval
 from hf_rm.tasks.multiple_choice import ChoiceProblem, read_arc
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments, Trained
 from hf_rm.tasks.text import TextSample
@@ -122,11 +122,10 @@ def choice_table(verdicts: dict[str, list[bool]], baselines: dict[str, str]) -> 
     for heading in ("system", "questions", "accuracy %", "less sft, points"):
         table.add_column(heading)
     for name, right in verdicts.items():
-        shown = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in wilson_interval(sum(right), len(right))[:3]))
+        shown = shown_interval(wilson_interval(sum(right), len(right)))
         baseline, less = baselines[name], "-"
         if baseline in verdicts and baseline != name:
-            difference = paired_bootstrap(right, verdicts[baseline])
-            less = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in difference[:3]))
+            less = shown_interval(paired_bootstrap(right, verdicts[baseline]), sign="+")
         table.add_row(name, f"{len(right):,}", shown, less)
     return table
 

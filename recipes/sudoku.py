@@ -36,6 +36,7 @@ from trl import TrlParser
 import hf_rm  # noqa: F401  (registers the Auto classes)
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.corruption import FixedProposal
+from hf_rm.evaluation import recall_table
 from hf_rm.hub import save_for_hub
 from hf_rm.tasks.sudoku import CELLS, MASK_ID, VOCAB_SIZE, evaluation_set, generate_boards, load_ceiling
 from hf_rm.tasks.sudoku.ceiling import CeilingTable, boards_digest
@@ -47,7 +48,6 @@ from hf_rm.tasks.sudoku.report import (
     errors_table,
     make_record,
     plot_rounds,
-    recall_table,
     results_table,
 )
 from hf_rm.training.stages import claim_folder, write_json
@@ -303,7 +303,9 @@ def report(arguments: SudokuArguments, records: list[Record], folder: Path) -> N
         console.print(ablation_table(seeded))
     else:
         console.print(errors_table(records))
-        console.print(recall_table([record for record in records if record["decoding"] == arguments.decodings[0]]))
+        first = [record for record in records if record["decoding"] == arguments.decodings[0]]
+        found = [(record["name"], record["recall"]) for record in first]
+        console.print(recall_table(found, of="cells", digits=2))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "records.json", records)
     console.print(f"records: {folder / 'records.json'}", soft_wrap=True)

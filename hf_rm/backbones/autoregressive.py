@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..modes import evaluating
+
 MASK_TOKEN = "<|mask|>"
 _SPARE = re.compile(r"[<\[].*(reserved|unused).*[>\]]", re.IGNORECASE)
 _FULL_ATTENTION = "full_attention"
@@ -101,13 +103,9 @@ def _check_bidirectional(model: PreTrainedModel) -> None:
     embedding = model.get_input_embeddings()
     if any(parameter.is_meta for parameter in embedding.parameters()):
         return
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         ids = torch.tensor([[0, 1, 0, 0], [0, 1, 1, 1]], device=model.device)
         first, second = model(input_ids=ids).logits[:, :2].float()
-    finally:
-        model.train(training)
     if torch.allclose(first, second, rtol=1e-4, atol=1e-6):  # experts are batched anew: not equal to the bit
         raise ValueError(
             f"{type(model).__name__} stays causal with config.is_causal=False: its attention does not follow the "

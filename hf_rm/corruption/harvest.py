@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..modes import evaluating
 from .collator import pad_rows, row_id
 from .proposals import Proposal
 from .random import KeyedUniforms, row_keys
@@ -102,12 +103,8 @@ def harvest(
         arrays = {name: np.ascontiguousarray(columns[:, i]) for i, name in enumerate(("positions", "ids", "counts"))}
         return {**arrays, "offsets": offsets_of(np.array(counts)), "samples": np.concatenate(samples)}, keys
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return fill(folder, fingerprint, len(rows), shard_rows, compute)
-    finally:
-        model.train(was_training)
 
 
 def _decode(

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from safetensors.numpy import save
+
+from ..processes import processes
 
 HEADER = "cache.json"
 Arrays = dict[str, np.ndarray]
@@ -141,17 +140,6 @@ class ShardFolder:
 
     def _write_header(self, header: dict[str, Any]) -> None:
         _write(self.folder / HEADER, json.dumps(header, indent=2).encode())
-
-
-def processes() -> PartialState:
-    """
-    The processes of this run.
-
-    Where nothing has set them up yet, accelerate has to be told that they are to meet on a CPU: each would take itself
-    for the only one.
-    """
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState() if PartialState._shared_state else PartialState(cpu=on_cpu)
 
 
 def fill(

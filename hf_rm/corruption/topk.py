@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..heads_rm import LogitsReader
+from ..modes import evaluating
 from .collator import pad_rows, row_id
 from .proposals import Proposal
 from .random import KeyedUniforms, row_keys
@@ -123,12 +124,8 @@ def build_topk_cache(
         table = {"offsets": offsets_of(counts), "samples": samples}
         return {"ids": ids, "probabilities": probabilities, "positions": positions, **table}, keys
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return fill(folder, fingerprint, len(rows), shard_rows, compute)
-    finally:
-        model.train(was_training)
 
 
 def _check_arguments(k: int, probe: str, mask_rate: float, wrong_tokens: int) -> None:

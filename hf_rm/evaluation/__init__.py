@@ -4,12 +4,20 @@ ourselves and in lm-eval, and a sandbox for code."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .history_recall import recall_by_history
+from .history_recall import recall_by_history, recall_table
 from .multiple_choice import ChoiceEvaluation, Score, evaluate_multiple_choice, score_continuations
 from .revision import CurvePoint, RevisionMetrics, revision_metrics
 from .sandbox import SandboxResult, SandboxSupport, SandboxUnavailableError, run_code, sandbox_available
-from .statistics import Interval, mean_interval, paired_bootstrap, paired_difference_interval, wilson_interval
-from .text import RevisionSeen, TextEvaluation, TextRecord, evaluate_text
+from .statistics import (
+    Interval,
+    mean_interval,
+    paired_bootstrap,
+    paired_difference_interval,
+    shown_interval,
+    wilson_interval,
+)
+from .text import evaluate_text
+from .text_records import RevisionSeen, TextEvaluation, TextRecord
 from .text_report import evaluate_budgets, plot_forwards, text_results_table
 
 if TYPE_CHECKING:
@@ -40,10 +48,12 @@ __all__ = [
     "paired_difference_interval",
     "plot_forwards",
     "recall_by_history",
+    "recall_table",
     "revision_metrics",
     "run_code",
     "sandbox_available",
     "score_continuations",
+    "shown_interval",
     "text_results_table",
     "wilson_interval",
 ]

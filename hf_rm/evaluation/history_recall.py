@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from ..generation_rules_rm import remask_advantage
 from ..history import HistorySegments
-from .statistics import wilson_interval
+from ..modes import evaluating
+from .statistics import shown_interval, wilson_interval
 
 PASTS = {
     "since_start": (3, "state", "state", 1),
@@ -66,24 +69,49 @@ def recall_by_history(
     real = torch.ones_like(state) if attention_mask is None else attention_mask
     counted = real.bool() if editable_mask is None else editable_mask & real.bool()
     tallies = {name: torch.zeros(4, dtype=torch.long) for name in PASTS}
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(state), batch_size):
-        rows = slice(start, start + batch_size)
-        ids, right, other, keep, count = (
-            value[rows].to(model.device) for value in (state, target, attempt, real, counted)
-        )
-        wrong = (ids != right) & count
-        for name, past in PASTS.items():
-            segments = _past_of_wrong_tokens(ids, other, wrong, past, mask_token_id)
-            inputs = {} if attention_mask is None else {"attention_mask": keep}
-            logits = model(ids, history=segments, editable_mask=count, **inputs).logits
-            remasked = remask_advantage(ids, logits, mask_token_id) > 0
-            sound = count & ~wrong
-            found = ((remasked & wrong).sum(), wrong.sum(), (remasked & sound).sum(), sound.sum())
-            tallies[name] += torch.stack(found).cpu()
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(state), batch_size):
+            rows = slice(start, start + batch_size)
+            ids, right, other, keep, count = (
+                value[rows].to(model.device) for value in (state, target, attempt, real, counted)
+            )
+            wrong = (ids != right) & count
+            for name, past in PASTS.items():
+                segments = _past_of_wrong_tokens(ids, other, wrong, past, mask_token_id)
+                inputs = {} if attention_mask is None else {"attention_mask": keep}
+                logits = model(ids, history=segments, editable_mask=count, **inputs).logits
+                remasked = remask_advantage(ids, logits, mask_token_id) > 0
+                sound = count & ~wrong
+                found = ((remasked & wrong).sum(), wrong.sum(), (remasked & sound).sum(), sound.sum())
+                tallies[name] += torch.stack(found).cpu()
     return {name: _tally(*counts.tolist()) for name, counts in tallies.items()}
+
+
+def recall_table(
+    rows: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]], of: str = "tokens", digits: int = 1
+) -> Table:
+    """
+    What [`recall_by_history`] found, as a table with 95 % intervals in brackets.
+
+    Args:
+        rows (iterable of pairs): names of models, and what was found of each.
+        of (`str`): what is wrong: tokens, cells.
+        digits (`int`): of percentages, behind the point; false alarms, which are rare, have one more.
+
+    Example:
+        >>> found = {"recall": 0.75, "low": 0.3, "high": 0.95, "count": 4, "false_alarms": 0.001}
+        >>> recall_table([("rm", {"since_start": found})]).row_count
+        1
+    """
+    table = Table(title=f"Re-mask recall of wrong {of} by their history")
+    for heading in ("model", "past", "recall %", f"wrong {of}", "false alarms %"):
+        table.add_column(heading)
+    for name, pasts in rows:
+        for past, row in pasts.items():
+            recall = shown_interval((row["recall"], row["low"], row["high"]), digits=digits)
+            alarms = f"{100 * row['false_alarms']:.{digits + 1}f}"
+            table.add_row(name, past.replace("_", " "), recall, f"{row['count']:,}", alarms)
+    return table
 
 
 def _past_of_wrong_tokens(

@@ -29,9 +29,9 @@ from transformers.utils import logging
 
 from ..generation_canvas_rm import check_length
 from ..generation_sampler_rm import log_partition
+from ..modes import evaluating
 from ..tasks.multiple_choice import ChoiceProblem
 from .statistics import Interval, wilson_interval
-from .text import _evaluating
 
 Normalise = Literal["none", "tokens", "characters"]
 
@@ -198,7 +198,7 @@ def score_continuations(
     sums: list[list[float]] = [[] for _ in pairs]
     greedy = [True] * len(pairs)
     starts = range(0, len(rows), batch_size)
-    with _evaluating(model):
+    with evaluating(model):
         for start in logging.tqdm(starts, desc="score", disable=not progress_bar):
             part = rows[start : start + batch_size]
             masked = [(*tokens[index], places) for index, places in part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -28,6 +29,26 @@ class Interval(NamedTuple):
     low: float
     high: float
     observations: int
+
+
+def shown_interval(interval: Sequence[float], scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    """
+    An estimate with its interval in brackets, as tables have it; a dash without data.
+
+    Args:
+        interval: Estimate, lower and upper end: an [`Interval`], or its first three numbers.
+        scale: What they are multiplied with; 100 for percent and points.
+        digits: Behind the point.
+        sign: ``"+"`` for differences.
+
+    Example:
+        >>> shown_interval(Interval(0.5, 0.4, 0.625, 100)), shown_interval((0.02, -0.01, 0.05), digits=0, sign="+")
+        ('50.0 [40.0, 62.5]', '+2 [-1, +5]')
+    """
+    if math.isnan(interval[0]):
+        return "-"
+    value, low, high = (f"{scale * part:{sign}.{digits}f}" for part in interval[:3])
+    return f"{value} [{low}, {high}]"
 
 
 _NOTHING = Interval(math.nan, math.nan, math.nan, 0)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from ..tasks.text import TextSample
-from .statistics import Interval
-from .text import Grade, Settings, TextEvaluation, evaluate_text
+from .statistics import shown_interval
+from .text import Settings, evaluate_text
+from .text_records import Grade, TextEvaluation
 
 
 def text_results_table(
@@ -31,7 +31,7 @@ def text_results_table(
         Accuracy, the difference, forward passes, what revision did where that was recorded, accuracy by group.
 
     Example:
-        >>> from hf_rm.evaluation.text import TextRecord
+        >>> from hf_rm.evaluation.text_records import TextRecord
         >>> one = TextRecord("1", "", "#### 5", True, 8, 0, 0, True, ())
         >>> text_results_table([TextEvaluation("sft", (one,), {}, 0)]).row_count
         1
@@ -55,24 +55,23 @@ def _cells(
 ) -> list[str]:
     left_out = len(evaluation.too_long)
     cells = [f"{len(evaluation.records):,}" + (f" ({left_out} too long)" if left_out else "")]
-    cells.append(_shown(evaluation.accuracy, 100))
+    cells.append(shown_interval(evaluation.accuracy))
     if baseline is not None:
-        cells.append("-" if evaluation is baseline else _shown(evaluation.minus(baseline, seed=seed), 100, sign="+"))
+        cells.append(
+            "-" if evaluation is baseline else shown_interval(evaluation.minus(baseline, seed=seed), sign="+")
+        )
     cells.append(f"{evaluation.forwards.value:.1f}")
     revision = evaluation.revision
     if seen and revision is None:
         cells += ["-"] * 3
     elif seen and revision is not None:
-        cells += [f"{revision.remasks.value:.2f}", _shown(revision.to_right, 100), _shown(revision.to_wrong, 100)]
+        cells += [
+            f"{revision.remasks.value:.2f}",
+            shown_interval(revision.to_right),
+            shown_interval(revision.to_wrong),
+        ]
     rates = evaluation.by_group()
-    return cells + [_shown(rates[group], 100) if group in rates else "-" for group in groups]
-
-
-def _shown(interval: Interval, scale: float, sign: str = "") -> str:
-    if math.isnan(interval.value):
-        return "-"
-    value, low, high = (f"{scale * part:{sign}.1f}" for part in interval[:3])
-    return f"{value} [{low}, {high}]"
+    return cells + [shown_interval(rates[group]) if group in rates else "-" for group in groups]
 
 
 def evaluate_budgets(

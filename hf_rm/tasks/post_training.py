@@ -25,12 +25,13 @@ from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
-from ..evaluation.text import TextEvaluation, evaluate_text
+from ..evaluation.text import evaluate_text
+from ..evaluation.text_records import TextEvaluation
 from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
 from ..training.arguments import MaskedTrainingArguments
-from ..training.stages import claim_folder
+from ..training.stages import claim_folder, write_json
 from .text import TextSample, encode_samples
 
 FINISHED = "finished.json"
@@ -300,7 +301,7 @@ class PostTraining:
                 save_adapter_for_hub(model, folder, self.tokenizer)
             else:
                 save_for_hub(model, folder, self.tokenizer)
-            (folder / FINISHED).write_text(json.dumps({"steps": trainer.state.global_step}), encoding="utf-8")
+            write_json(folder / FINISHED, {"steps": trainer.state.global_step})
         PartialState().wait_for_everyone()
         if self.training.push_to_hub and not plain:
             trainer.push_to_hub()

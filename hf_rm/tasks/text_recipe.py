@@ -16,14 +16,15 @@ from rich.table import Table
 
 from ..corruption.collator import pad_rows
 from ..corruption.random import KeyedUniforms, row_keys
-from ..evaluation.history_recall import recall_by_history
-from ..evaluation.statistics import Interval, mean_interval
-from ..evaluation.text import TextEvaluation, decode_batch, decoding_config
+from ..evaluation.history_recall import recall_by_history, recall_table
+from ..evaluation.statistics import mean_interval, shown_interval
+from ..evaluation.text import decode_batch, decoding_config
+from ..evaluation.text_records import TextEvaluation
 from ..evaluation.text_report import plot_forwards, text_results_table
 from ..training.stages import write_json
 from ..visualize import Replay, write_html
 from .post_training import SYSTEMS, PostTraining, Trained
-from .text import TextSample, encode_samples, prompt_ids
+from .text import TextSample, decoded, encode_samples, prompt_ids
 
 WRONG_SHARE = 0.15
 
@@ -53,7 +54,7 @@ def report(run: PostTraining) -> None:
     revising = [one for one in trained if SYSTEMS[one.name].trainer == "rm"]
     if revising and run.arguments.recall_samples:
         records["recall"] = {one.label: recall(run, one) for one in revising}
-        console.print(recall_table(records["recall"]))
+        console.print(recall_table(records["recall"].items()))
     if curves:
         records["curves"] = {name: [one.summary() for one in curve] for name, curve in curves.items()}
         console.print(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}", soft_wrap=True)
@@ -110,14 +111,9 @@ def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "s
         table.add_column(heading)
     for name, row in found.items():
         spread = "-" if row["spread"] is None else f"{100 * row['spread']:.1f}"
-        less = "-" if row["less_baseline"] is None else _shown(Interval(*row["less_baseline"]), "+")
-        table.add_row(name, _shown(Interval(*row["accuracy"])), spread, less, f"{row['forwards']:.1f}")
+        less = "-" if row["less_baseline"] is None else shown_interval(row["less_baseline"], sign="+")
+        table.add_row(name, shown_interval(row["accuracy"]), spread, less, f"{row['forwards']:.1f}")
     return table
-
-
-def _shown(interval: Interval, sign: str = "") -> str:
-    value, low, high = (f"{100 * part:{sign}.1f}" for part in interval[:3])
-    return f"{value} [{low}, {high}]"
 
 
 # Accuracy against forwards
@@ -218,19 +214,6 @@ def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -
     return ids[np.minimum(np.searchsorted(cumulative, scaled, side="right"), len(ids) - 1)]
 
 
-def recall_table(found: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """Recall by history as a table."""
-    table = Table(title="Re-mask recall of wrong tokens by their history")
-    for heading in ("system", "past", "recall %", "wrong tokens", "false alarms %"):
-        table.add_column(heading)
-    for name, pasts in found.items():
-        for past, row in pasts.items():
-            shown = f"{100 * row['recall']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-            alarms = f"{100 * row['false_alarms']:.2f}"
-            table.add_row(name, past.replace("_", " "), shown, f"{row['count']:,}", alarms)
-    return table
-
-
 def write_replays(run: PostTraining, trained: Trained) -> Path:
     """An HTML page with trajectories of problems drawn at random by the evaluation's seed."""
     args = run.arguments
@@ -252,7 +235,7 @@ def _replay(run: PostTraining, model: Any, sample: TextSample, config: Any) -> R
         ids = [*run.tokenizer(sample.completion, add_special_tokens=False)["input_ids"]]
         end = [run.tokenizer.eos_token_id] * (len(canvas.ids) - len(ids))
         target = [*ids, *end] if len(ids) <= len(canvas.ids) else None
-    right = run.task.grade(sample, run.tokenizer.decode(canvas.ids, skip_special_tokens=True))
+    right = run.task.grade(sample, decoded(canvas.ids, run.tokenizer))
     return Replay.from_trajectory(
         canvas.states,
         canvas.actions,

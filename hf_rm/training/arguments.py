@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from ..corruption.laws import build_law
+from ..processes import meet_on_cpu
 from .losses import CLIPS
 
 
@@ -48,6 +49,8 @@ class MaskedTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if meet_on_cpu():
+            self.use_cpu = True
         super().__post_init__()
         if self.loss_chunk_rows is not None and self.loss_chunk_rows < 0:
             raise ValueError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,10 @@ from ..hub.publish import check_base
 from ..hub.trained import push_checkpoint, push_trained
 from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
-from .checkpoints import STAGING, publish_folder
+from .checkpoints import STAGING, load_whole_weights, publish_folder, replace_pickled_arguments
 from .data import RowDataset
 from .lora import check_quantisation, prepare_for_training
-from .losses import chunk_rows
+from .losses import chunk_rows, clipped_cross_entropy
 from .optimizers import MuonWithAdamW, split_parameters
 
 
@@ -101,26 +100,12 @@ class MaskedTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As in transformers; but whole weights are read as `from_pretrained` reads them, and none may be missing."""
-        if not self._load_whole(resume_from_checkpoint, self.model if model is None else model):
+        if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not self._load_whole(self.state.best_model_checkpoint, self.model):
+        if not load_whole_weights(self.state.best_model_checkpoint, self.model, self.accelerator):
             super()._load_best_model()
-
-    def _load_whole(self, folder: str | None, model: Any) -> bool:
-        """
-        Load unsharded weights; False where they are an adapter's or spread over processes, which is not ours to read.
-
-        transformers would compare names as they are in the file. Families with published names of their own (LLaDA)
-        are saved under these: every weight would be missing, and training go on from what happened to be there.
-        """
-        spread = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if folder is None or spread or not any(Path(folder).glob("model*.safetensors")):
-            return False
-        widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
-        model.load_state_dict(type(model).from_pretrained(folder, dtype=widest).state_dict())
-        return True
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
@@ -158,6 +143,19 @@ class MaskedTrainer(Trainer):
         return outputs, [
             column.new_zeros(labels.numel()).index_put((supervised,), column[:count]) for column in outputs.read
         ]
+
+    def _cross_entropy(self, model: nn.Module, inputs: dict[str, Tensor], return_logits: bool) -> tuple[Any, Tensor]:
+        """The model's outputs without history, and the cross-entropy at each position, (B * N,); 0 without a label."""
+        labels = inputs["labels"].flatten()
+
+        def read(logits: Tensor, which: Any) -> tuple[Tensor]:
+            return (clipped_cross_entropy(logits, labels[which].to(logits.device), clip="none"),)
+
+        read_by_model = {name: inputs[name] for name in ("input_ids", "attention_mask", "editable_mask")}
+        outputs, (per_position,) = self._forward(
+            model, inputs["labels"], read, return_logits, **read_by_model, use_history=False
+        )
+        return outputs, per_position
 
     def _chunks(self, labels: Tensor) -> tuple[Tensor, Tensor, int] | None:
         """Positions with a label, positions to read (as many or more), and rows a chunk; None without chunks."""
@@ -251,12 +249,7 @@ class MaskedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            # A pickle of the arguments has no place in a folder that others load: the same as JSON.
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(
-                json.dumps(self.args.to_sanitized_dict(), indent=2, default=str)
-            )
+            replace_pickled_arguments(self.args, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

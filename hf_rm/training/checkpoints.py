@@ -1,11 +1,20 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that are whole or not there: written to a staging folder, flushed, then renamed."""
+"""
+Checkpoints that are whole or not there: written to a staging folder, flushed, then renamed.
+
+Also how their weights are read back, and their arguments written without a pickle.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 STAGING = ".staging"
 
@@ -25,6 +34,55 @@ def publish_folder(staged: Path, final: Path) -> None:
         os.replace(final, aside)
     os.replace(staged, final)
     _flush(final.parent)
+
+
+def load_whole_weights(folder: str | Path | None, model: Any, accelerator: Accelerator) -> bool:
+    """
+    Load a checkpoint's unsharded weights into a model, as `from_pretrained` reads them; none may be missing.
+
+    transformers would compare names as they are in the file. Families with published names of their own (LLaDA) are
+    saved under these: every weight would be missing, and training go on from what happened to be there.
+
+    Args:
+        folder (`str` or `Path`, *optional*): the checkpoint.
+        model (`PreTrainedModel`): what the weights go into.
+        accelerator (`Accelerator`): the trainer's.
+
+    Returns:
+        `bool`: False where nothing was loaded: without a folder, and for weights that are not ours to read, an
+        adapter's or those that are spread over processes.
+
+    Example:
+        >>> load_whole_weights("out/checkpoint-100", trainer.model, trainer.accelerator)  # doctest: +SKIP
+        True
+    """
+    spread = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if folder is None or spread or not any(Path(folder).glob("model*.safetensors")):
+        return False
+    widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=widest).state_dict())
+    return True
+
+
+def replace_pickled_arguments(args: Any, folder: str | Path | None = None) -> None:
+    """
+    Put the arguments as JSON in the place of their pickle, which has none in a folder that others load.
+
+    Args:
+        args (`TrainingArguments`): the trainer's.
+        folder (`str` or `Path`, *optional*): where it saved; by default its `output_dir`.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import TrainingArguments
+        >>> folder = tempfile.mkdtemp()
+        >>> replace_pickled_arguments(TrainingArguments(folder, use_cpu=True, max_steps=7))
+        >>> json.loads((Path(folder) / "training_args.json").read_text())["max_steps"]
+        7
+    """
+    place = Path(folder or args.output_dir)
+    (place / "training_args.bin").unlink(missing_ok=True)
+    (place / "training_args.json").write_text(json.dumps(args.to_sanitized_dict(), indent=2, default=str))
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,45 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..corruption import UniformProposal
+
+
+def collator_settings(model: PreTrainedModel, args: TrainingArguments, processing_class: Any = None) -> dict[str, Any]:
+    """
+    What every collator takes from a training: `mask_token_id`, `pad_token_id` and `seed`.
+
+    Args:
+        model (`PreTrainedModel`): its configuration names the mask.
+        args (`TrainingArguments`): `data_seed`, or else `seed`.
+        processing_class (*optional*): the tokenizer, which may have a padding token.
+
+    Example:
+        >>> from types import SimpleNamespace as Named
+        >>> model, args = Named(config=Named(mask_token_id=9)), Named(seed=3, data_seed=None)
+        >>> collator_settings(model, args)
+        {'mask_token_id': 9, 'pad_token_id': 0, 'seed': 3}
+    """
+    return {
+        "mask_token_id": model.config.mask_token_id,
+        "pad_token_id": getattr(processing_class, "pad_token_id", None) or 0,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+    }
+
+
+def uniform_proposal(model: PreTrainedModel) -> UniformProposal:
+    """
+    Wrong tokens from the whole vocabulary, but the mask and what the model never writes.
+
+    Example:
+        >>> from types import SimpleNamespace as Named
+        >>> config = Named(vocab_size=5, mask_token_id=0, suppressed_token_ids=[4])
+        >>> uniform_proposal(Named(config=config)).allowed
+        array([1, 2, 3])
+    """
+    config = model.config
+    return UniformProposal(config.vocab_size, excluded=[config.mask_token_id, *(config.suppressed_token_ids or ())])
 
 
 class RowDataset(Dataset):

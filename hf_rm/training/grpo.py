@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +15,11 @@ from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
+from ..modes import evaluating
+from ..processes import meet_on_cpu
 from ..remedi_rm import RemeDiForMaskedDiffusion
-from .base import MaskedTrainer, load_model
+from .base import load_model
+from .checkpoints import load_whole_weights, replace_pickled_arguments
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
@@ -120,6 +121,8 @@ class RemaskGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if meet_on_cpu():
+            self.use_cpu = True
         super().__post_init__()
         if isinstance(self.decoding, str):
             self.decoding = json.loads(self.decoding)
@@ -286,12 +289,8 @@ class RemaskGRPOTrainer(GRPOTrainer):
         model, config = self._own(), self.decoding.updated(**new)
         batch = left_padded(prompt_ids, masks, self.accelerator.device)
         training = model.training
-        model.eval()
-        try:
-            with self.compute_loss_context_manager():  # in the precision of the loss
-                output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
-        finally:
-            model.train(training)
+        with evaluating(model), self.compute_loss_context_manager():  # in the precision of the loss
+            output, self._trajectory = roll_out(model, config, *batch, self.args.greedy_last_step)
         self._log_rollouts(output, "train" if training else "eval")
         return written_answers(output.sequences, self._trajectory.editable, stop_tokens(model, config)), None
 
@@ -372,20 +371,13 @@ class RemaskGRPOTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As [`MaskedTrainer`]: whole weights are read as `from_pretrained` reads them, and none may be missing."""
-        trained = self.model if model is None else model
-        read: Callable[..., bool] = MaskedTrainer._load_whole
-        if not read(self, resume_from_checkpoint, trained):
+        if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            # As MaskedTrainer: no pickle in a folder that others load.
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(
-                json.dumps(self.args.to_sanitized_dict(), indent=2, default=str)
-            )
+            replace_pickled_arguments(self.args, output_dir)
 
 
 def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
@@ -464,9 +456,7 @@ def greedy_answers(
     ends, device = stop_tokens(model, config), next(model.parameters()).device
     found: list[list[int]] = []
     counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for begin in range(0, len(rows), batch_size):
             part = rows[begin : begin + batch_size]
             ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
@@ -479,6 +469,4 @@ def greedy_answers(
             found += written_answers(output.sequences, editable, ends)
             for name, values in counts.items():
                 values += getattr(output, name).tolist()
-    finally:
-        model.train(training)
     return found, counts

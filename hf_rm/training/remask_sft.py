@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..configuration_rm import blocks_from_answer
-from ..corruption import Proposal, UniformProposal
+from ..corruption import Proposal
 from ..corruption.oracle import IGNORE_INDEX
 from ..corruption.remask import CLEAN, GROUP_NAMES, MASKED, RemaskSFTCollator
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .base import MaskedTrainer, load_model
-from .losses import clipped_cross_entropy
+from .data import collator_settings, uniform_proposal
 
 
 @dataclass
@@ -206,21 +206,8 @@ class RemaskSFTTrainer(MaskedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Both losses of a batch."""
-        labels, groups = inputs["labels"].flatten(), inputs["groups"]
-
-        def read(logits: Tensor, which: Any) -> tuple[Tensor]:
-            return (clipped_cross_entropy(logits, labels[which].to(logits.device), clip="none"),)
-
-        outputs, (per_position,) = self._forward(
-            model,
-            inputs["labels"],
-            read,
-            return_outputs,
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            editable_mask=inputs["editable_mask"],
-            use_history=False,
-        )
+        groups = inputs["groups"]
+        outputs, per_position = self._cross_entropy(model, inputs, return_outputs)
         cross_entropy = per_position.view_as(groups)
         token = token_losses(cross_entropy, groups, inputs["loss_weights"])
         policy = policy_losses(outputs.policy, cross_entropy, groups)
@@ -252,14 +239,9 @@ def build_remask_collator(
             f"`attention_block_length` is {config.attention_block_length} with blocks counted from the start of the "
             'sequence: Remask SFT knows blocks of the answer. Wrap the backbone with attention_block_start="answer".'
         )
-    if proposal is None:
-        excluded = [config.mask_token_id, *(config.suppressed_token_ids or ())]
-        proposal = UniformProposal(config.vocab_size, excluded=excluded)
     return RemaskSFTCollator(
-        mask_token_id=config.mask_token_id,
-        proposal=proposal,
+        **collator_settings(model, args, processing_class),
+        proposal=uniform_proposal(model) if proposal is None else proposal,
         incorrect_rate=args.incorrect_rate,
         block_length=config.attention_block_length,
-        pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
-        seed=args.seed if args.data_seed is None else args.data_seed,
     )

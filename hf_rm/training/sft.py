@@ -15,7 +15,7 @@ from ..corruption.collator import KeyedCollator, pad_rows, row_id
 from ..corruption.oracle import IGNORE_INDEX
 from .arguments import MaskedSFTArguments
 from .base import MaskedTrainer, load_model
-from .losses import clipped_cross_entropy
+from .data import collator_settings
 
 
 @dataclass
@@ -83,10 +83,7 @@ class MaskedSFTTrainer(MaskedTrainer):
         model = load_model(model, args.model_init_kwargs)
         if data_collator is None:
             data_collator = MaskedSFTCollator(
-                mask_token_id=model.config.mask_token_id,
-                min_mask_rate=args.min_mask_rate,
-                pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
-                seed=args.seed if args.data_seed is None else args.data_seed,
+                **collator_settings(model, args, processing_class), min_mask_rate=args.min_mask_rate
             )
         super().__init__(
             model=model,
@@ -112,21 +109,7 @@ class MaskedSFTTrainer(MaskedTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Cross-entropy at masks, weighted 1 / t."""
-        labels = inputs["labels"].flatten()
-
-        def read(logits: Tensor, which: Any) -> tuple[Tensor]:
-            return (clipped_cross_entropy(logits, labels[which].to(logits.device), clip="none"),)
-
-        outputs, (per_position,) = self._forward(
-            model,
-            inputs["labels"],
-            read,
-            return_outputs,
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            editable_mask=inputs["editable_mask"],
-            use_history=False,
-        )
+        outputs, per_position = self._cross_entropy(model, inputs, return_outputs)
         supervised = torch.where(inputs["editable_mask"], 0, IGNORE_INDEX)
         loss = self._normalise((per_position * inputs["loss_weights"].flatten()).sum(), supervised, num_items_in_batch)
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss

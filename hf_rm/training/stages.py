@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ SETTINGS_FILE = "settings.json"
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write beside, then rename: an interrupted run leaves no half file."""
+    """Write beside, then rename: an interrupted run leaves no half file, and processes may write the same one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(".tmp")
+    staged = path.with_suffix(f".{os.getpid()}.tmp")
     staged.write_text(json.dumps(value, indent=2), encoding="utf-8")
     staged.replace(path)
 

@@ -17,7 +17,6 @@ from ..corruption import (
     OnPolicyPool,
     Proposal,
     RMDataCollator,
-    UniformProposal,
     build_law,
     oracle_labels,
 )
@@ -25,6 +24,7 @@ from ..generation_rules_rm import eq1_next_state
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
+from .data import collator_settings, uniform_proposal
 from .losses import LossParts, clipped_cross_entropy, reveal_weights
 from .mask_row import fit_mask_row, own_head
 
@@ -223,21 +223,15 @@ def build_collator(
     model: PreTrainedModel, args: RMTrainingArguments, proposal: Proposal | None, processing_class: Any = None
 ) -> RMDataCollator:
     """The collator that `args` describe; its proposal is uniform over the vocabulary by default."""
-    config = model.config
-    if proposal is None:
-        excluded = [config.mask_token_id, *(config.suppressed_token_ids or ())]
-        proposal = UniformProposal(config.vocab_size, excluded=excluded)
     return RMDataCollator(
-        mask_token_id=config.mask_token_id,
-        proposal=proposal,
+        **collator_settings(model, args, processing_class),
+        proposal=uniform_proposal(model) if proposal is None else proposal,
         law=build_law(args.law, args.horizon, args.max_attempts),
         corruption_rate=(args.min_corruption_rate, args.max_corruption_rate),
         full_corruption=args.full_corruption,
         blank_rows=args.blank_rows,
         edit_weight=args.edit_weight,
         start=args.pool_start,
-        pad_token_id=getattr(processing_class, "pad_token_id", None) or 0,
-        seed=args.seed if args.data_seed is None else args.data_seed,
     )
 
 

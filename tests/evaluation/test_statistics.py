@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_rm.evaluation import Interval, mean_interval, paired_difference_interval, wilson_interval
+from hf_rm.evaluation import (
+    Interval,
+    mean_interval,
+    paired_difference_interval,
+    recall_table,
+    shown_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +40,29 @@ def test_wilson_encloses_its_rate_and_solves_the_score_equation(pair):
 def test_no_data_gives_nan_not_a_rate():
     for interval in (wilson_interval(0, 0), mean_interval([]), paired_difference_interval([], [])):
         assert math.isnan(interval.value) and math.isnan(interval.low) and interval.observations == 0
+
+
+def test_an_interval_is_shown_with_its_ends_or_as_a_dash():
+    assert shown_interval(Interval(0.0625, 0.01, 0.125, 9)) == "6.2 [1.0, 12.5]"
+    assert shown_interval(Interval(0.5, -0.25, 1.0, 9), digits=2, sign="+") == "+50.00 [-25.00, +100.00]"
+    assert shown_interval([0.3, 0.1, 0.5], scale=1, digits=3) == "0.300 [0.100, 0.500]"
+    assert shown_interval(wilson_interval(0, 0)) == "-"
+
+
+def test_recall_is_shown_by_model_and_past_and_without_wrong_tokens_as_a_dash():
+    rate = dict(zip(("recall", "low", "high", "count"), wilson_interval(3, 4), strict=True))
+    nothing = dict(zip(("recall", "low", "high", "count"), wilson_interval(0, 0), strict=True))
+    found = {"since_start": {**rate, "false_alarms": 0.00123}, "second_attempt": {**nothing, "false_alarms": 0.0}}
+    table = recall_table([("rm", found)], of="cells", digits=2)
+    assert table.title == "Re-mask recall of wrong cells by their history"
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns == {
+        "model": ["rm", "rm"],
+        "past": ["since start", "second attempt"],
+        "recall %": ["75.00 [30.06, 95.44]", "-"],
+        "wrong cells": ["4", "0"],
+        "false alarms %": ["0.123", "0.000"],
+    }
 
 
 def test_mean_interval_by_hand():

@@ -7,14 +7,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launching import torchrun
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("script_rl.py")
 
 
-def run(folder: Path, policy: str, size: int, launcher: tuple[str, ...] = (sys.executable,)) -> dict:
-    settings = {"max_steps": 2, "per_device_train_batch_size": size, "learning_rate": 0.05, "max_grad_norm": 0.0}
+def run(
+    folder: Path, policy: str, size: int, launcher: tuple[str, ...] = (sys.executable,), use_cpu: bool = True
+) -> dict:
+    settings = {
+        "use_cpu": use_cpu,
+        "max_steps": 2,
+        "per_device_train_batch_size": size,
+        "learning_rate": 0.05,
+        "max_grad_norm": 0.0,
+    }
     done = subprocess.run(
         [*launcher, str(SCRIPT), str(folder), json.dumps(settings), policy],
         capture_output=True,
@@ -34,8 +43,13 @@ def run(folder: Path, policy: str, size: int, launcher: tuple[str, ...] = (sys.e
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["remedi", "rm"])
 def test_two_processes_equal_one(tmp_path: Path, policy: str) -> None:
-    """RM's runs differ in length between the processes, which still run as many forward passes."""
-    two, one = run(tmp_path / "two", policy, 4, torchrun()), run(tmp_path / "one", policy, 8)
+    """
+    RM's runs differ in length between the processes, which still run as many forward passes; and they meet on the CPU
+    without being told where there is nothing else.
+    """
+    use_cpu = policy == "remedi" or torch.accelerator.is_available()
+    two = run(tmp_path / "two", policy, 4, torchrun(), use_cpu)
+    one = run(tmp_path / "one", policy, 8)
     assert len(one["logs"]) == 2
     for ours, theirs in zip(two.pop("logs"), one.pop("logs"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
-from hf_rm.tasks import post_training
+from hf_rm.evaluation.text import Canvas
+from hf_rm.tasks import post_training, text_recipe
 from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
+from hf_rm.tasks.text import TextSample
 from hf_rm.tasks.text_recipe import means, report, with_default_config
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested", "rm-pool"]
@@ -97,6 +101,19 @@ def test_the_report_holds_everything(whole):
     assert page.count("Question") + page.count("How many") > 0
 
 
+def test_a_replay_grades_what_the_evaluation_does_the_text_before_the_first_end(monkeypatch):
+    tokenizer = build_math_tokenizer()
+    ids = [*tokenizer("#### 5")["input_ids"], tokenizer.eos_token_id, *tokenizer("#### 9")["input_ids"]]
+    states, actions = np.array([[tokenizer.mask_token_id] * len(ids), ids]), np.ones((1, len(ids)), dtype=int)
+    canvas = Canvas(ids, 1, 0, 0, True, states, actions, tokenizer.mask_token_id)
+    monkeypatch.setattr(text_recipe, "decode_batch", lambda *arguments: [canvas])
+    graded = []
+    task = SimpleNamespace(grade=lambda sample, text: graded.append(text) or text == "#### 5")
+    run = SimpleNamespace(tokenizer=tokenizer, task=task, arguments=SimpleNamespace(eval_seed=0))
+    replay = text_recipe._replay(run, None, TextSample("1", "How many?", "#### 5"), None)
+    assert graded == ["#### 5"] and replay.title == "How many? (right)"
+
+
 def test_what_is_done_is_not_done_again(whole, base, monkeypatch):
     def refused(*args, **kwargs):
         raise AssertionError("trained again")
@@ -128,6 +145,29 @@ def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, base, mon
     assert len(steps) == 1, "the third step alone"
     [uncut] = prepared(tmp_path / "uncut", base, systems=["rm"]).systems()
     assert same(weights(resumed.folder), weights(uncut.folder))
+
+
+def test_a_stop_while_the_last_note_is_written_leaves_the_stage_unfinished(tmp_path, base, monkeypatch):
+    def half(self, text, **kwargs):
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise KeyboardInterrupt
+
+    trainer = SimpleNamespace(
+        train=lambda **kwargs: None,
+        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+        model=None,
+        state=SimpleNamespace(global_step=3),
+    )
+    monkeypatch.setattr(post_training, "save_for_hub", lambda *arguments: None)
+    run = prepared(tmp_path, base)
+    (tmp_path / "sft").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(KeyboardInterrupt):
+            run._finish(trainer, tmp_path / "sft")
+    assert not (tmp_path / "sft" / "finished.json").exists()
+    run._finish(trainer, tmp_path / "sft")
+    assert json.loads((tmp_path / "sft" / "finished.json").read_text()) == {"steps": 3}
 
 
 def test_an_evaluation_that_was_cut_gives_the_same(tmp_path, base):

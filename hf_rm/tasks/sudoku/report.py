@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ...evaluation.statistics import shown_interval
 from .ceiling import CeilingTable
 from .evaluate import ROUNDS, SudokuRun
 
@@ -117,19 +118,6 @@ def errors_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def recall_table(records: Sequence[Record]) -> Table:
-    """Share of the same wrong cells that one step re-masks, by the past that they are given."""
-    table = Table(title="Re-mask recall of wrong cells by their history")
-    for heading in ("model", "past", "recall %", "wrong cells", "false alarms %"):
-        table.add_column(heading)
-    for record in records:
-        for past, row in record["recall"].items():
-            recall = f"{100 * row['recall']:.2f} [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
-            alarms = f"{100 * row['false_alarms']:.3f}"
-            table.add_row(record["name"], past.replace("_", " "), recall, f"{row['count']:,}", alarms)
-    return table
-
-
 def plot_rounds(records: Sequence[Record], path: str | Path) -> Path:
     """
     The test-time scaling curve: exact accuracy against decoding rounds, with 95 % intervals and the ceiling, as a PNG.
@@ -169,10 +157,9 @@ def _cell(record: Record, key: str) -> str:
         return "-"
     scale = 1 if key in _PLAIN else 100
     digits = 3 if key in _PLAIN else 2
-    text = f"{scale * value:.{digits}f}"
     if f"{key}_low" not in record:
-        return text
-    return f"{text} [{scale * record[f'{key}_low']:.{digits}f}, {scale * record[f'{key}_high']:.{digits}f}]"
+        return f"{scale * value:.{digits}f}"
+    return shown_interval((value, record[f"{key}_low"], record[f"{key}_high"]), scale, digits)
 
 
 def _spread(values: Sequence[float], scale: float) -> str:
