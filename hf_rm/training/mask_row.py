@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..corruption import IGNORE_INDEX
 from ..heads_rm import LogitsReader
 from ..history import HistorySegments
+from ..modes import evaluating
 
 MARGIN = 3.0
 """Nats that the mask should be above a wrong token, and below a right one."""
@@ -54,15 +55,13 @@ def fit_mask_row(
     moments = torch.zeros(width, width + 1, dtype=torch.float64, device=head.weight.device)
     read: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
-    training = model.training
-    model.eval()
     try:
-        for batch in batches:
-            hidden, wanted = _wanted_scores(model, batch, chunk_rows, read)
-            moments += hidden.T @ torch.cat((hidden, wanted[:, None]), 1)
+        with evaluating(model):
+            for batch in batches:
+                hidden, wanted = _wanted_scores(model, batch, chunk_rows, read)
+                moments += hidden.T @ torch.cat((hidden, wanted[:, None]), 1)
     finally:
         handle.remove()
-        model.train(training)
     _write_row(head, model.config.mask_token_id, reduce(moments))
 
 
