@@ -14,7 +14,9 @@ from PIL import Image
 
 from hf_rm import RMTrainingArguments
 from hf_rm.history import HistorySegments, HistoryState
+from hf_rm.tasks.image_editing import generate_edits
 from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
@@ -68,10 +70,17 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for expected in ("copy the source", "trained before"):  # the second time nothing is trained again
-        run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
+    card = tmp_path / "card"
+    for more in (["--card", str(card)], [], ["--train_edits", "17"]):
+        run = subprocess.run(
+            [*command, *more], capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path
+        )
+        if "--train_edits" in more:  # a folder is one run's: another one is refused
+            assert run.returncode != 0 and "train_edits is 16 there and 17 here" in run.stderr
+            continue
         assert run.returncode == 0, run.stderr[-3000:]
-        assert expected in run.stdout and "rm, seed 0 minus sft" in run.stdout
+        assert "copy the source" in run.stdout and "differences from sft, seed 0, paired" in run.stdout
+        assert ("trained before" in run.stdout) == (not more) == ("evaluated before" in run.stdout)
     records = {record["name"]: record for record in json.loads((tmp_path / "out" / "records.json").read_text())}
     assert set(records) == {"copy the source", "target's tokens (limit)", "rm, seed 0", "sft, seed 0"}
     assert all(len(record["edits"]["psnr"]) == 6 for record in records.values())
@@ -80,3 +89,11 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / f"{system}_seed0" / "sheet.png") as sheet:
             assert sheet.height == 22 + 4 * 150
         assert (tmp_path / "out" / f"{system}_seed0" / "revision.gif").stat().st_size > 1000
+    text = (card / "README.md").read_text()
+    assert "| rm, seed 0 |" in text and "6 held-out edits (split dev" in text and "* `max_steps`: 2" in text
+    assert "nan" not in (card / "records.json").read_text().lower()
+    editor, trained = ImageEditor.load(card), ImageEditor.load(tmp_path / "out" / "rm_seed0")
+    examples = generate_edits(2, seed=3)
+    runs = [one.edit(examples.source, examples.instructions, max_steps=4) for one in (editor, trained)]
+    assert (runs[0].states == runs[1].states).all() and (runs[0].result == runs[1].result).all()
+    assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"

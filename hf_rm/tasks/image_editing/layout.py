@@ -214,6 +214,27 @@ class EditLayout:
             clean_up_tokenization_spaces=False,
         )
 
+    @classmethod
+    def from_pretrained(cls, tokenizer: Any, config: Any) -> EditLayout:
+        """
+        The layout of a saved model, from its [`tokenizer`] and the position groups of its config.
+
+        Raises:
+            ValueError: for a tokenizer or a config of another kind of model.
+        """
+        vocabulary = tokenizer.get_vocab()
+        names = sorted(vocabulary, key=vocabulary.get)
+        groups = getattr(config, "position_groups", None)
+        if tuple(names[: len(SPECIAL)]) != SPECIAL or "<0>" not in vocabulary or not groups or len(groups) != 4:
+            raise ValueError("`tokenizer` and `config` are not those of an image-editing model of this package.")
+        first = vocabulary["<0>"]
+        rows, columns = max(groups[1]), max(groups[2])
+        text_length = len(groups[0]) - 2 * rows * columns
+        layout = cls(names[len(SPECIAL) : first], len(names) - first, rows, columns, text_length)
+        if layout.position_groups != [list(group) for group in groups]:
+            raise ValueError("`config` has other position groups than this layout: it belongs to another model.")
+        return layout
+
 
 def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> EditLayout:
     """The layout of composed edits of `size` x `size` pixels with the words that their training split knows."""
