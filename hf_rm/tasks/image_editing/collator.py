@@ -107,12 +107,9 @@ def _drops(
 
 def _without_conditions(ids: Tensor, layout: EditLayout, drops: tuple[Tensor, Tensor]) -> Tensor:
     """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
-    text, image = drops
-    ids = ids.clone()
-    prefix = torch.tensor(layout.unconditional_text).reshape(-1, *[1] * (ids.dim() - 2))
-    ids[text, : layout.text_length] = prefix.expand_as(ids[text, : layout.text_length])
-    ids[image, layout.source] = MASK_ID
-    return ids
+    text, image = (drop.reshape(-1, *[1] * (ids.dim() - 1)) for drop in drops)
+    ids = torch.where(text, layout.without_text(ids)[0], ids)
+    return torch.where(image, layout.without_source(ids), ids)
 
 
 def edit_collator(layout: EditLayout, **settings: Any) -> EditCollator:

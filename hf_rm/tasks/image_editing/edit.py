@@ -14,6 +14,7 @@ import torch
 from transformers.utils import logging
 
 from .codebook import Grid, Image, PatchCodebook
+from .guidance import TwoScaleGuidance
 from .layout import MASK_ID, EditLayout
 
 DECODINGS: dict[str, dict[str, Any]] = {
@@ -55,6 +56,8 @@ def edit_images(
     decoding: str = "revise",
     batch_size: int = 64,
     progress_bar: bool = False,
+    text_guidance: float = 0.0,
+    image_guidance: float = 0.0,
     **generation: Any,
 ) -> EditRun:
     """
@@ -69,6 +72,8 @@ def edit_images(
         decoding (`str`, defaults to `"revise"`): a key of `DECODINGS`.
         batch_size (`int`, defaults to 64): edits at a time.
         progress_bar (`bool`, defaults to `False`): show one.
+        text_guidance, image_guidance (`float`, defaults to 0): the scales of [`TwoScaleGuidance`]; each that is not 0
+            costs one more forward pass a step, and needs a model that was trained with its condition dropped.
         generation: further settings of the decoding loop.
 
     Raises:
@@ -83,6 +88,8 @@ def edit_images(
     if decoding == "regenerate":
         sequences[:, layout.canvas] = MASK_ID
     model.eval()
+    if text_guidance or image_guidance:
+        model = TwoScaleGuidance(model, layout, text_guidance, image_guidance)
     paths, forwards = [], []
     starts = range(0, len(sequences), batch_size)
     for start in logging.tqdm(starts, desc=f"edit ({decoding})", disable=not progress_bar):

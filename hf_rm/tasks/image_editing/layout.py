@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .codebook import Grid, PatchCodebook
@@ -145,6 +147,19 @@ class EditLayout:
     def unconditional_text(self) -> list[int]:
         """What stands in the word slots when the instruction is dropped."""
         return [UNCONDITIONAL_ID] + [PAD_ID] * (self.text_length - 1)
+
+    def without_text(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, N), or ids of runs (B, N, S), with the unconditional prefix in the word slots; the mask as it is."""
+        ids = ids.clone()
+        prefix = torch.tensor(self.unconditional_text, device=ids.device)
+        ids[:, : self.text_length] = prefix.reshape(-1, *[1] * (ids.dim() - 2))
+        return ids, attention_mask
+
+    def without_source(self, ids: Tensor) -> Tensor:
+        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens."""
+        ids = ids.clone()
+        ids[:, self.source] = MASK_ID
+        return ids
 
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Ids:
         """
