@@ -10,7 +10,7 @@ instruction. The canvas is the same in all three, and each has a history of its 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,7 @@ from ...generation_denoiser_rm import Denoised
 from ...generation_output_rm import ReflectiveOutput
 from ...generation_rm import ReflectiveGenerationMixin
 from ...history import HistoryState
-
-
-class Conditions(Protocol):
-    """What a layout knows: sequences that have lost one of their conditions."""
-
-    def without_text(self, ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sequences (B, N) and their mask, with the unconditional prefix in the instruction's place."""
-        ...
-
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Sequences (B, N) with masks in place of the source's tokens."""
-        ...
+from .protocols import Conditions
 
 
 def guided(cond: Tensor, uncond_text: Tensor, uncond_image: Tensor, text_scale: float, image_scale: float) -> Tensor:

@@ -60,6 +60,9 @@ class EditLayout:
     columns: int
     text_length: int = 12
 
+    mask_token_id = MASK_ID
+    pad_token_id = PAD_ID
+
     def __post_init__(self) -> None:
         if len(set(self.words)) != len(self.words):
             raise ValueError("`words` holds a word twice: pass each once.")
@@ -147,6 +150,10 @@ class EditLayout:
     def unconditional_text(self) -> list[int]:
         """What stands in the word slots when the instruction is dropped."""
         return [UNCONDITIONAL_ID] + [PAD_ID] * (self.text_length - 1)
+
+    def attention_mask(self, ids: Tensor) -> None:
+        """None: the padding of the words is read like a word."""
+        return None
 
     def without_text(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Ids (B, N), or ids of runs (B, N, S), with the unconditional prefix in the word slots; the mask as it is."""
