@@ -207,7 +207,7 @@ def test_a_padded_row_is_the_row_without_its_padding_and_the_network_looks_both_
     # A token behind changes what is said in front, with zeros in the mask too.
     ids = torch.from_numpy(wide.sequences(["red"], SOURCE))
     changed = ids.clone()
-    changed[0, wide.canvas.stop - 2] += 1
+    changed[0, wide.canvas.stop - 2] -= 1
     with torch.no_grad():
         before, after = (
             model(x, wide.attention_mask(x), editable_mask=torch.from_numpy(wide.editable_mask)[None])
