@@ -4,6 +4,8 @@ Image editing: train a small mask diffusion model to change what was asked and l
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-demo.yaml   # minutes on a CPU
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-cpu.yaml    # coarse tokens, on a CPU
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit.yaml        # the table; wants a GPU
+    accelerate launch recipes/image_edit.py --config recipes/configs/image-edit.yaml --train_pairs train.jsonl \
+        --eval_pairs eval.jsonl                                            # your pictures, in the form of ImgEdit
 
 Systems of one size under one budget of steps: `rm` revises the source's tokens and reads its history, `rm-no-hr` reads
 none, `sft` is vanilla masked-diffusion fine-tuning, which regenerates the whole canvas. Beside them stand copying the
@@ -44,8 +46,9 @@ from hf_rm.tasks.image_editing.card import write_image_card
 from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
 from hf_rm.tasks.image_editing.edit import EditRun
 from hf_rm.tasks.image_editing.editor import ImageEditor
-from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout
+from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout, pairs_layout
 from hf_rm.tasks.image_editing.model import build_image_edit_model
+from hf_rm.tasks.image_editing.pairs import EditPairs, load_edit_pairs
 from hf_rm.tasks.image_editing.report import (
     Record,
     differences_table,
@@ -96,6 +99,11 @@ class ImageEditArguments:
     eval_edits: int = field(default=500, metadata={"help": "Held-out edits."})
     eval_seed: int = field(default=20261122, metadata={"help": "Seed of the held-out edits."})
     sheet_edits: int = field(default=24, metadata={"help": "Edits drawn on the sheet, taken at random by seed."})
+    train_pairs: str | None = field(
+        default=None, metadata={"help": "JSON lines of your own edits, in place of composed ones; with eval_pairs."}
+    )
+    eval_pairs: str | None = field(default=None, metadata={"help": "JSON lines of held-out edits."})
+    size: int = field(default=64, metadata={"help": "Side of your pictures after the shared square crop, in pixels."})
     card: str | None = field(
         default=None, metadata={"help": "Where to put the first system of the first seed, with a model card."}
     )
@@ -107,14 +115,15 @@ def main() -> None:
     unknown = set(arguments.systems) - set(SYSTEMS)
     if unknown:
         raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
+    if (arguments.train_pairs is None) != (arguments.eval_pairs is None):
+        raise ValueError("`train_pairs` and `eval_pairs` go together: pass both, or neither for composed edits.")
     with PartialState().main_process_first():
         book = codebook(arguments, Path(training.output_dir))
-    layout = edit_layout(book)
-    examples = edits(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
+    examples = held_out(arguments)
     records: list[Record] = []
     for system in arguments.systems:
         for seed in arguments.seeds:
-            editor, minutes = trained_editor(arguments, training, system, seed, layout, book)
+            editor, minutes = trained_editor(arguments, training, system, seed, book)
             if PartialState().is_main_process:
                 folder = run_folder(training, system, seed)
                 records.append(evaluate(arguments, editor, system, seed, examples, folder, minutes))
@@ -122,8 +131,22 @@ def main() -> None:
         report(arguments, training, records, examples, book)
 
 
-def edits(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
-    """Composed edits as the arguments want them."""
+def training_edits(arguments: ImageEditArguments, seed: int, count: int | None = None) -> EditExamples | EditPairs:
+    """Users' pairs, or composed edits as the arguments want them."""
+    if arguments.train_pairs is not None:
+        return load_edit_pairs(arguments.train_pairs, arguments.size)
+    return compose(arguments, arguments.train_edits if count is None else count, seed)
+
+
+def held_out(arguments: ImageEditArguments) -> EditExamples | EditPairs:
+    """What is evaluated."""
+    if arguments.eval_pairs is not None:
+        return load_edit_pairs(arguments.eval_pairs, arguments.size)
+    return compose(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
+
+
+def compose(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
+    """Composed edits."""
     return generate_edits(count, seed, split, cell=arguments.cell, emoji=arguments.emoji)
 
 
@@ -133,8 +156,9 @@ def codebook(arguments: ImageEditArguments, folder: Path) -> PatchCodebook:
         return load_codebook()
     path = folder / f"codebook-{arguments.patch}px-{arguments.codes}.npz"
     if not path.exists():
-        examples, half = edits(arguments, _CODEBOOK_PICTURES, _CODEBOOK_SEED), _CODEBOOK_PICTURES // 2
-        pictures = np.concatenate((examples.source[:half], examples.target[half:]))
+        examples = training_edits(arguments, _CODEBOOK_SEED, _CODEBOOK_PICTURES)
+        half = min(len(examples), _CODEBOOK_PICTURES) // 2
+        pictures = np.concatenate((examples.source[:half], examples.target[half : 2 * half]))
         with replacing(path) as draft:  # another process of this recipe may be fitting the same one
             fit_codebook(pictures, arguments.codes, arguments.patch, neighbours=False).save(draft)
     return load_codebook(path)
@@ -148,7 +172,9 @@ def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
 def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -> dict[str, Any]:
     """What the trained weights depend on."""
     settings = {name: getattr(training, name) for name in _TRAINING_SETTINGS}
-    return settings | {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
+    settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
+    own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs, "size": arguments.size}
+    return settings | own
 
 
 def trained_editor(
@@ -156,7 +182,6 @@ def trained_editor(
     training: RMTrainingArguments,
     system: str,
     seed: int,
-    layout: EditLayout,
     book: PatchCodebook,
 ) -> tuple[ImageEditor, float | None]:
     """
@@ -168,7 +193,9 @@ def trained_editor(
     if (folder / "trained.json").exists():
         print(f"trained before: {folder} (delete it to train again)")
         return ImageEditor.load(folder), json.loads((folder / "trained.json").read_text())["cpu_minutes"]
-    rows = EditRows.from_examples(edits(arguments, arguments.train_edits, seed), book, layout)
+    examples = training_edits(arguments, seed)
+    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book)
+    rows = EditRows.from_examples(examples, book, layout)
     set_seed(seed)
     names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "attn_implementation")
     variant, decoding = SYSTEMS[system]["variant"], SYSTEMS[system]["decoding"]
@@ -277,17 +304,24 @@ def make_trainer(
     return ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=weight)
 
 
+def what_is_evaluated(arguments: ImageEditArguments, examples: EditExamples | EditPairs) -> list[Any]:
+    """Name, seed and number of the held-out edits."""
+    if arguments.eval_pairs is not None:
+        return [Path(arguments.eval_pairs).stem, None, len(examples)]
+    return [arguments.eval_split, arguments.eval_seed, len(examples)]
+
+
 def evaluate(
     arguments: ImageEditArguments,
     editor: ImageEditor,
     system: str,
     seed: int,
-    examples: EditExamples,
+    examples: EditExamples | EditPairs,
     folder: Path,
     minutes: float | None,
 ) -> Record:
     """Edit the held-out pictures; a record, a sheet of edits drawn by seed and an animation in `folder`."""
-    asked = [arguments.eval_split, arguments.eval_seed, arguments.eval_edits]
+    asked = what_is_evaluated(arguments, examples)
     results = folder / f"results_{'_'.join(map(str, asked))}.json"
     if results.exists():
         print(f"evaluated before: {results} (delete it to evaluate again)")
@@ -315,7 +349,7 @@ def evaluate(
 def draw(
     arguments: ImageEditArguments,
     run: EditRun,
-    examples: EditExamples,
+    examples: EditExamples | EditPairs,
     success: list[float],
     book: PatchCodebook,
     folder: Path,
@@ -323,7 +357,8 @@ def draw(
     """A sheet of edits taken at random, failures included, and the revision of its first one."""
     count = min(arguments.sheet_edits, len(examples))
     chosen = np.random.default_rng(arguments.eval_seed).permutation(len(examples))[:count]
-    notes = [f"edit {i}, {'success' if success[i] else 'failure'}" for i in chosen]
+    judged = {0.0: ", failure", 1.0: ", success"}  # users' pairs are not judged
+    notes = [f"edit {i}{judged.get(success[i], '')}" for i in chosen]
     pictures = (examples.source[chosen], run.predicted[chosen], run.result[chosen], examples.target[chosen])
     write_edit_sheet(folder / "sheet.png", *pictures, [examples.instructions[i] for i in chosen], notes)
     write_revision_gif(folder / "revision.gif", run.states[:, chosen[0]], book)
@@ -333,12 +368,13 @@ def report(
     arguments: ImageEditArguments,
     training: RMTrainingArguments,
     records: list[Record],
-    examples: EditExamples,
+    examples: EditExamples | EditPairs,
     book: PatchCodebook,
 ) -> None:
     """Print the tables and the paired differences; save the records, and the card where one is wanted."""
     console, folder = Console(width=None if sys.stdout.isatty() else 170), Path(training.output_dir)
-    title = f"{arguments.eval_edits} edits of split {arguments.eval_split}, seed {arguments.eval_seed}, 95 % intervals"
+    name, seed, count = what_is_evaluated(arguments, examples)
+    title = f"{count} edits of {name}, seed {seed}, 95 % intervals"
     references = reference_records(book, examples)
     lines = [*references, *records]
     lines += [record for record in pooled(records) if isinstance(record["seed"], list)]

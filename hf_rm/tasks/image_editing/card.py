@@ -69,16 +69,22 @@ Success by operation: {operations}.
 
 {training}
 
-Composed pictures: emoji with exact masks (Noto) on crops of photographs (COCO, Creative Commons Attribution) and of
-scikit-image's pictures. Training and testing share no photograph; `NOTICE` in hf_rm names sources and licences.
+{material}
 
 ## Limits
 
-64 x 64 pixels, five kinds of edits, the words of their instructions; colours and edges are no better than the
+Small pictures and the kinds of edits and words that it was trained on; colours and edges are no better than the
 tokenizer's limit above. What it has not seen it cannot draw.
 
 Licence: Apache-2.0. Paper: *Multi-Turn Reflective Masking Elicits Reasoning in Mask Diffusion Models*.
 """
+
+_COMPOSED = (
+    "Composed pictures: emoji with exact masks (Noto) on crops of photographs (COCO, Creative Commons Attribution)\n"
+    "and of scikit-image's pictures. Training and testing share no photograph; `NOTICE` in hf_rm names sources and "
+    "licences."
+)
+_OWN = "Pairs of pictures that the user brought: nothing is known here of their origin and licence."
 
 
 def write_image_card(
@@ -117,9 +123,11 @@ def write_image_card(
         table=markdown_table(records),
         on_tokens=markdown_table(records, ON_TOKENS),
         differences=markdown_differences(records) or "Not measured.",
-        operations=", ".join(f"{name} {rate:.3g}" for name, rate in own["success_by_operation"].items()),
+        operations=", ".join(f"{name} {rate:.3g}" for name, rate in own["success_by_operation"].items())
+        or "not judged",
         command=command,
         training=_training(records, settings),
+        material=_OWN if settings.get("train_pairs") else _COMPOSED,
     )
     card.save(folder / "README.md")
     (folder / "records.json").write_text(json.dumps([_summary(record) for record in records], indent=1) + "\n")

@@ -10,6 +10,7 @@ pictures begins from masks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .codebook import Grid, PatchCodebook
-from .scenes import EditExamples, known_words
+from .pairs import MAX_WORDS, EditPairs
+from .scenes import EditExamples, instruction_words, known_words
 
 Ids = npt.NDArray[np.int64]
 
@@ -137,7 +139,7 @@ class EditLayout:
         Raises:
             ValueError: for an empty instruction or one with too many words.
         """
-        words = instruction.lower().replace(",", " ").replace(".", " ").split()
+        words = instruction_words(instruction)
         if not 0 < len(words) <= self.text_length:
             raise ValueError(
                 f"`instruction` {instruction!r} has {len(words)} words: pass 1 to {self.text_length}, or build a "
@@ -266,6 +268,21 @@ def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> E
     return EditLayout(known_words(), len(book), side, side, text_length)
 
 
+def pairs_layout(book: PatchCodebook, pairs: EditPairs, max_words: int = 4096) -> EditLayout:
+    """
+    The layout of users' pairs, with the words of their instructions: the most frequent ones, where they are many.
+
+    Args:
+        book ([`PatchCodebook`]): of the pictures.
+        pairs ([`EditPairs`]): for training.
+        max_words (`int`, defaults to 4096): the others become one id, "unknown".
+    """
+    counts = Counter(word for instruction in pairs.instructions for word in instruction_words(instruction))
+    words = sorted(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_words])
+    side = pairs.source.shape[1] // book.patch
+    return EditLayout(words, len(book), side, side, MAX_WORDS)
+
+
 class EditRows:
     """
     Edits as rows for the trainers: `input_ids` ends with the *target's* tokens, `editable_mask` is the canvas.
@@ -284,7 +301,9 @@ class EditRows:
         self.first = first
 
     @classmethod
-    def from_examples(cls, examples: EditExamples, book: PatchCodebook, layout: EditLayout, first: int = 0) -> Any:
+    def from_examples(
+        cls, examples: EditExamples | EditPairs, book: PatchCodebook, layout: EditLayout, first: int = 0
+    ) -> Any:
         """Encode pictures and words; `first` is the number of the first row, its key in every draw."""
         source, target = book.encode(examples.source), book.encode(examples.target)
         return cls(layout.sequences(examples.instructions, source, target), layout, first)
