@@ -4,6 +4,8 @@ Image editing: train a small mask diffusion model to change what was asked and l
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-demo.yaml   # minutes on a CPU
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit-cpu.yaml    # coarse tokens, on a CPU
     accelerate launch recipes/image_edit.py --config recipes/configs/image-edit.yaml        # the table; wants a GPU
+    accelerate launch recipes/image_edit.py --config recipes/configs/image-edit.yaml --train_pairs train.jsonl \
+        --eval_pairs eval.jsonl                                            # your pictures, in the form of ImgEdit
 
 Systems of one size under one budget of steps: `rm` revises the source's tokens and reads its history, `rm-no-hr` reads
 none, `sft` is vanilla masked-diffusion fine-tuning, which regenerates the whole canvas. Beside them stand copying the
@@ -18,6 +20,8 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
 import copy
+import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,44 +29,47 @@ from typing import Any, Literal
 import numpy as np
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
-from transformers import AutoModel, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
-import hf_rm  # noqa: F401  (registers the Auto classes)
 from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
 from hf_rm.corruption import build_law
-from hf_rm.evaluation.statistics import Interval, mean_interval, paired_difference_interval
-from hf_rm.hub import save_for_hub
 from hf_rm.tasks.image_editing import (
     EditExamples,
     PatchCodebook,
-    edit_metrics,
     fit_codebook,
     generate_edits,
-    instruction_success,
     load_codebook,
 )
+from hf_rm.tasks.image_editing.card import write_image_card
 from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
-from hf_rm.tasks.image_editing.edit import EditRun, edit_images
-from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout
+from hf_rm.tasks.image_editing.edit import EditRun
+from hf_rm.tasks.image_editing.editor import ImageEditor
+from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout, pairs_layout
 from hf_rm.tasks.image_editing.model import build_image_edit_model
+from hf_rm.tasks.image_editing.pairs import EditPairs, load_edit_pairs
+from hf_rm.tasks.image_editing.report import (
+    Record,
+    differences_table,
+    measure,
+    pooled,
+    reference_records,
+    results_tables,
+    success_by_operation,
+)
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer
-from hf_rm.training.stages import write_json
+from hf_rm.training.stages import claim_folder, write_json
+from hf_rm.visualize._files import replacing
 
 SYSTEMS: dict[str, dict[str, str]] = {
     "rm": {"variant": "hr-decay-her", "decoding": "revise"},
     "rm-no-hr": {"variant": "no-hr", "decoding": "revise"},
     "sft": {"variant": "no-hr", "decoding": "regenerate"},
 }
-EDITED = ("precision", "coverage", "success", "acted")
-KEPT = ("mae", "psnr", "ssim", "mae_decoded", "psnr_decoded", "ssim_decoded")
-MEASURES = EDITED + KEPT
 _CODEBOOK_SEED, _CODEBOOK_PICTURES = 11, 1200
-Record = dict[str, Any]
 
 
 @dataclass
@@ -92,6 +99,14 @@ class ImageEditArguments:
     eval_edits: int = field(default=500, metadata={"help": "Held-out edits."})
     eval_seed: int = field(default=20261122, metadata={"help": "Seed of the held-out edits."})
     sheet_edits: int = field(default=24, metadata={"help": "Edits drawn on the sheet, taken at random by seed."})
+    train_pairs: str | None = field(
+        default=None, metadata={"help": "JSON lines of your own edits, in place of composed ones; with eval_pairs."}
+    )
+    eval_pairs: str | None = field(default=None, metadata={"help": "JSON lines of held-out edits."})
+    size: int = field(default=64, metadata={"help": "Side of your pictures after the shared square crop, in pixels."})
+    card: str | None = field(
+        default=None, metadata={"help": "Where to put the first system of the first seed, with a model card."}
+    )
 
 
 def main() -> None:
@@ -100,23 +115,38 @@ def main() -> None:
     unknown = set(arguments.systems) - set(SYSTEMS)
     if unknown:
         raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
+    if (arguments.train_pairs is None) != (arguments.eval_pairs is None):
+        raise ValueError("`train_pairs` and `eval_pairs` go together: pass both, or neither for composed edits.")
     with PartialState().main_process_first():
         book = codebook(arguments, Path(training.output_dir))
-    layout = edit_layout(book)
-    examples = edits(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
-    records = references(book, examples)
+    examples = held_out(arguments)
+    records: list[Record] = []
     for system in arguments.systems:
         for seed in arguments.seeds:
-            model = trained_model(arguments, training, system, seed, layout, book)
+            editor, minutes = trained_editor(arguments, training, system, seed, book)
             if PartialState().is_main_process:
                 folder = run_folder(training, system, seed)
-                records.append(evaluate(arguments, model, system, seed, layout, book, examples, folder))
+                records.append(evaluate(arguments, editor, system, seed, examples, folder, minutes))
     if PartialState().is_main_process:
-        report(arguments, records, Path(training.output_dir))
+        report(arguments, training, records, examples, book)
 
 
-def edits(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
-    """Composed edits as the arguments want them."""
+def training_edits(arguments: ImageEditArguments, seed: int, count: int | None = None) -> EditExamples | EditPairs:
+    """Users' pairs, or composed edits as the arguments want them."""
+    if arguments.train_pairs is not None:
+        return load_edit_pairs(arguments.train_pairs, arguments.size)
+    return compose(arguments, arguments.train_edits if count is None else count, seed)
+
+
+def held_out(arguments: ImageEditArguments) -> EditExamples | EditPairs:
+    """What is evaluated."""
+    if arguments.eval_pairs is not None:
+        return load_edit_pairs(arguments.eval_pairs, arguments.size)
+    return compose(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
+
+
+def compose(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
+    """Composed edits."""
     return generate_edits(count, seed, split, cell=arguments.cell, emoji=arguments.emoji)
 
 
@@ -126,10 +156,11 @@ def codebook(arguments: ImageEditArguments, folder: Path) -> PatchCodebook:
         return load_codebook()
     path = folder / f"codebook-{arguments.patch}px-{arguments.codes}.npz"
     if not path.exists():
-        examples, half = edits(arguments, _CODEBOOK_PICTURES, _CODEBOOK_SEED), _CODEBOOK_PICTURES // 2
-        pictures = np.concatenate((examples.source[:half], examples.target[half:]))
-        folder.mkdir(parents=True, exist_ok=True)
-        fit_codebook(pictures, arguments.codes, arguments.patch, neighbours=False).save(path)
+        examples = training_edits(arguments, _CODEBOOK_SEED, _CODEBOOK_PICTURES)
+        half = min(len(examples), _CODEBOOK_PICTURES) // 2
+        pictures = np.concatenate((examples.source[:half], examples.target[half : 2 * half]))
+        with replacing(path) as draft:  # another process of this recipe may be fitting the same one
+            fit_codebook(pictures, arguments.codes, arguments.patch, neighbours=False).save(draft)
     return load_codebook(path)
 
 
@@ -138,31 +169,80 @@ def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
     return Path(training.output_dir) / f"{system}_seed{seed}"
 
 
-def trained_model(
+def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -> dict[str, Any]:
+    """What the trained weights depend on."""
+    settings = {name: getattr(training, name) for name in _TRAINING_SETTINGS}
+    settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
+    own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs, "size": arguments.size}
+    return settings | own
+
+
+def trained_editor(
     arguments: ImageEditArguments,
     training: RMTrainingArguments,
     system: str,
     seed: int,
-    layout: EditLayout,
     book: PatchCodebook,
-) -> RMForMaskedDiffusion:
-    """Train a system, continuing from its last checkpoint; or load it, if it was trained before."""
+) -> tuple[ImageEditor, float | None]:
+    """
+    Train a system, continuing from its last checkpoint; or load it, if it was trained before. And the CPU minutes of
+    the training, where one process did all of it.
+    """
     folder = run_folder(training, system, seed)
-    if (folder / "model.safetensors").exists():
+    claim_folder(folder, run_settings(arguments, training))
+    if (folder / "trained.json").exists():
         print(f"trained before: {folder} (delete it to train again)")
-        return AutoModel.from_pretrained(folder)
-    rows = EditRows.from_examples(edits(arguments, arguments.train_edits, seed), book, layout)
+        return ImageEditor.load(folder), json.loads((folder / "trained.json").read_text())["cpu_minutes"]
+    examples = training_edits(arguments, seed)
+    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book)
+    rows = EditRows.from_examples(examples, book, layout)
     set_seed(seed)
     names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "attn_implementation")
-    variant = SYSTEMS[system]["variant"]
+    variant, decoding = SYSTEMS[system]["variant"], SYSTEMS[system]["decoding"]
     model = build_image_edit_model(layout, variant, **{name: getattr(arguments, name) for name in names})
     trainer = make_trainer(arguments, training, system, seed, folder, model, rows, layout)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    last, began = get_last_checkpoint(folder), time.process_time()
+    trainer.train(resume_from_checkpoint=last)
+    minutes = (time.process_time() - began) / 60 if last is None else None
+    editor = ImageEditor(model, layout, book, decoding)
     if PartialState().is_main_process:
-        save_for_hub(model, folder, tokenizer=layout.tokenizer())
-    return model
+        editor.save(folder)
+        write_json(folder / "trained.json", {"cpu_minutes": minutes})
+    return editor, minutes
 
 
+_TRAINING_SETTINGS = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "muon_learning_rate",
+    "law",
+    "horizon",
+    "max_attempts",
+    "min_corruption_rate",
+    "max_corruption_rate",
+    "full_corruption",
+    "edit_weight",
+    "pool_fraction",
+    "pool_start_step",
+    "pool_start",
+    "bf16",
+)
+_RECIPE_SETTINGS = (
+    "train_edits",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "patch",
+    "codes",
+    "cell",
+    "emoji",
+    "text_drop",
+    "image_drop",
+    "unlikelihood_weight",
+)
 _SHARED = (
     "max_steps",
     "per_device_train_batch_size",
@@ -224,64 +304,52 @@ def make_trainer(
     return ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=weight)
 
 
-def measure(result: np.ndarray, examples: EditExamples, unedited: np.ndarray) -> dict[str, list[float]]:
-    """
-    Every measure, one number an edit: what is kept against the true source, and against it as its tokens show it.
-
-    `acted` is 1 where any pixel changed at all; `precision` is nan elsewhere.
-    """
-    measured = edit_metrics(result, examples.source, examples.mask, unedited)
-    kept = edit_metrics(result, unedited, examples.mask, unedited)
-    measured |= {f"{name}_decoded": kept[name] for name in ("mae", "psnr", "ssim")}
-    measured["acted"] = np.isfinite(measured["precision"]).astype(float)
-    measured["success"] = instruction_success(result, examples, unedited).astype(float)
-    return {name: measured[name].tolist() for name in MEASURES}
-
-
-def references(book: PatchCodebook, examples: EditExamples) -> list[Record]:
-    """What needs no model: the source copied, and the target as its tokens show it."""
-    unedited, limit = book.reconstruct(examples.source), book.reconstruct(examples.target)
-    named = (("copy the source", unedited), ("target's tokens (limit)", limit))
-    return [{"name": name, "edits": measure(result, examples, unedited)} for name, result in named]
+def what_is_evaluated(arguments: ImageEditArguments, examples: EditExamples | EditPairs) -> list[Any]:
+    """Name, seed and number of the held-out edits."""
+    if arguments.eval_pairs is not None:
+        return [Path(arguments.eval_pairs).stem, None, len(examples)]
+    return [arguments.eval_split, arguments.eval_seed, len(examples)]
 
 
 def evaluate(
     arguments: ImageEditArguments,
-    model: RMForMaskedDiffusion,
+    editor: ImageEditor,
     system: str,
     seed: int,
-    layout: EditLayout,
-    book: PatchCodebook,
-    examples: EditExamples,
+    examples: EditExamples | EditPairs,
     folder: Path,
+    minutes: float | None,
 ) -> Record:
     """Edit the held-out pictures; a record, a sheet of edits drawn by seed and an animation in `folder`."""
-    decoding = SYSTEMS[system]["decoding"]
-    run = edit_images(model, layout, book, examples.source, examples.instructions, decoding, progress_bar=True)
-    measured = measure(run.result, examples, book.reconstruct(examples.source))
-    draw(arguments, run, examples, measured["success"], book, folder)
-    operations = [edit.operation for edit in examples.edits]
-    by_operation = {
-        name: float(np.mean([s for s, of in zip(measured["success"], operations, strict=True) if of == name]))
-        for name in sorted(set(operations))
-    }
-    return {
+    asked = what_is_evaluated(arguments, examples)
+    results = folder / f"results_{'_'.join(map(str, asked))}.json"
+    if results.exists():
+        print(f"evaluated before: {results} (delete it to evaluate again)")
+        return json.loads(results.read_text())
+    run = editor.edit(examples.source, examples.instructions, progress_bar=True)
+    measured = measure(run.result, examples, editor.book)
+    draw(arguments, run, examples, measured["success"], editor.book, folder)
+    record = {
         "name": f"{system}, seed {seed}",
         "system": system,
         "seed": seed,
         "edits": measured,
-        "success_by_operation": by_operation,
+        "success_by_operation": success_by_operation(measured["success"], examples),
         "forwards": float(run.num_forwards.mean()),
         "seconds_an_edit": run.seconds / len(examples),
-        "parameters": model.num_parameters(),
-        "eval": [arguments.eval_split, arguments.eval_seed, arguments.eval_edits],
+        "unfinished": float((run.states[-1] < 0).any((1, 2)).mean()),
+        "parameters": editor.model.num_parameters(),
+        "train_cpu_minutes": minutes,
+        "eval": asked,
     }
+    write_json(results, record)
+    return record
 
 
 def draw(
     arguments: ImageEditArguments,
     run: EditRun,
-    examples: EditExamples,
+    examples: EditExamples | EditPairs,
     success: list[float],
     book: PatchCodebook,
     folder: Path,
@@ -289,56 +357,49 @@ def draw(
     """A sheet of edits taken at random, failures included, and the revision of its first one."""
     count = min(arguments.sheet_edits, len(examples))
     chosen = np.random.default_rng(arguments.eval_seed).permutation(len(examples))[:count]
-    notes = [f"edit {i}, {'success' if success[i] else 'failure'}" for i in chosen]
+    judged = {0.0: ", failure", 1.0: ", success"}  # users' pairs are not judged
+    notes = [f"edit {i}{judged.get(success[i], '')}" for i in chosen]
     pictures = (examples.source[chosen], run.predicted[chosen], run.result[chosen], examples.target[chosen])
     write_edit_sheet(folder / "sheet.png", *pictures, [examples.instructions[i] for i in chosen], notes)
     write_revision_gif(folder / "revision.gif", run.states[:, chosen[0]], book)
 
 
-def report(arguments: ImageEditArguments, records: list[Record], folder: Path) -> None:
-    """Print the table and the paired differences; save the records."""
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    title = f"{arguments.eval_edits} edits of split {arguments.eval_split}, seed {arguments.eval_seed}, 95 % intervals"
-    for measures in (EDITED, KEPT):
-        table = Table(title=title)
-        for heading in ("", *measures, *(("forwards", "s / edit") if measures is EDITED else ())):
-            table.add_column(heading)
-        for record in records:
-            cells = [shown(interval(record["edits"][name])) for name in measures]
-            if measures is EDITED:
-                cells += [f"{record[name]:.3g}" if name in record else "" for name in ("forwards", "seconds_an_edit")]
-            table.add_row(record["name"], *cells)
+def report(
+    arguments: ImageEditArguments,
+    training: RMTrainingArguments,
+    records: list[Record],
+    examples: EditExamples | EditPairs,
+    book: PatchCodebook,
+) -> None:
+    """Print the tables and the paired differences; save the records, and the card where one is wanted."""
+    console, folder = Console(width=None if sys.stdout.isatty() else 170), Path(training.output_dir)
+    name, seed, count = what_is_evaluated(arguments, examples)
+    title = f"{count} edits of {name}, seed {seed}, 95 % intervals"
+    references = reference_records(book, examples)
+    lines = [*references, *records]
+    lines += [record for record in pooled(records) if isinstance(record["seed"], list)]
+    for table in results_tables(lines, title):
         console.print(table)
-    sft = {record["seed"]: record for record in records if record.get("system") == "sft"}
+    compared = differences_table(pooled(records), title)
+    if compared is not None:
+        console.print(compared)
     for record in records:
-        other = sft.get(record.get("seed"))
-        if other is not None and other is not record:
-            console.print(f"{record['name']} minus sft: {differences(record, other)}", soft_wrap=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "records.json", records)
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in record["success_by_operation"].items())
+        minutes = record["train_cpu_minutes"]
+        trained = "" if minutes is None else f"; trained in {minutes:.1f} CPU minutes"
+        console.print(f"{record['name']}: success by operation: {rates}{trained}", soft_wrap=True)
+    write_json(folder / "records.json", [*references, *records])
     console.print(f"records: {folder / 'records.json'}", soft_wrap=True)
+    if arguments.card:
+        console.print(f"card: {ship(arguments, training, [*references, *pooled(records)])}", soft_wrap=True)
 
 
-def interval(values: list[float]) -> Interval:
-    """Mean over the edits that have the measure."""
-    array = np.asarray(values)
-    finite = array[np.isfinite(array)]
-    return mean_interval(finite) if len(finite) > 1 else Interval(np.nan, np.nan, np.nan, len(finite))
-
-
-def shown(of: Interval) -> str:
-    """An interval in a cell."""
-    return f"{of.value:.3g} ({of.low:.3g} to {of.high:.3g})"
-
-
-def differences(record: Record, other: Record) -> str:
-    """Paired over the edits that both have the measure for."""
-    parts = []
-    for name in MEASURES:
-        a, b = (np.asarray(one["edits"][name]) for one in (record, other))
-        both = np.isfinite(a) & np.isfinite(b)
-        parts.append(f"{name} {shown(paired_difference_interval(a[both], b[both]))}")
-    return ", ".join(parts)
+def ship(arguments: ImageEditArguments, training: RMTrainingArguments, records: list[Record]) -> Path:
+    """The first system of the first seed as a repository: weights, words, codebook, code, card, sheet, animation."""
+    folder = run_folder(training, arguments.systems[0], arguments.seeds[0])
+    settings = run_settings(arguments, training)
+    place = ImageEditor.load(folder).save(str(arguments.card))
+    return write_image_card(place, records, run=folder, settings=settings, command=" ".join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

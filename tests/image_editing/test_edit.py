@@ -97,6 +97,22 @@ def test_tokens_that_were_not_re_masked_and_far_pixels_stay(book, layout: EditLa
     assert not (moved & ~touched).any()
 
 
+def test_the_predicted_region_is_what_the_first_round_re_masks(book, layout: EditLayout, model) -> None:
+    examples = generate_edits(2, seed=7)
+    run = edit_images(model, layout, book, examples.source, examples.instructions, max_steps=3)
+    ids = torch.from_numpy(layout.sequences(examples.instructions, book.encode(examples.source)))
+    with torch.no_grad():
+        logits = model(ids, editable_mask=torch.from_numpy(layout.editable_mask).expand_as(ids)).logits
+    # Eq. 1 on the source's own tokens, before anything was written: the mask is the more probable one.
+    wanted = logits[..., 0] > logits.gather(-1, ids[..., None])[..., 0]
+    assert (run.predicted == wanted[:, layout.canvas].reshape(run.predicted.shape).numpy()).all()
+    assert run.predicted.any() and not run.predicted.all()
+    # And it alone is empty after that round; the next round fills all of it.
+    assert ((run.states[1] < 0) == run.predicted).all()
+    assert (run.states[1] == run.states[0])[~run.predicted].all()
+    assert (run.states[2][run.predicted] >= 0).all()
+
+
 def test_a_canvas_of_masks_is_filled_with_codes(book, layout: EditLayout, model) -> None:
     examples = generate_edits(2, seed=4)
     run = edit_images(model, layout, book, examples.source, examples.instructions, decoding="regenerate", steps=4)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_rm.tasks.image_editing import load_codebook
+from hf_rm.tasks.image_editing.layout import pairs_layout
 from hf_rm.tasks.image_editing.pairs import load_edit_pairs, shared_crop
 
 
@@ -110,3 +112,26 @@ def test_a_file_without_any_usable_pair_is_an_error(folder: Path) -> None:
         load_edit_pairs(folder / "none.jsonl")
     with pytest.raises(ValueError, match="`size`"):
         load_edit_pairs(write(folder, [GOOD]), size=4)
+
+
+def test_rows_in_imgedit_s_own_names(folder: Path) -> None:
+    turn = {"input_images": ["a.png"], "output_images": ["b.png"], "prompt": "turn it over"}
+    rows = [
+        turn,
+        {"data": [turn, {**turn, "output_images": ["missing.png"]}, {**turn, "prompt": "again, please."}]},
+        {**turn, "input_images": ["a.png", "b.png"]},
+        {**turn, "prompt": "word " * 25},
+        {**turn, "prompt": ", ."},
+    ]
+    pairs = load_edit_pairs(write(folder, rows))
+    assert pairs.lines == [1, 2, 2] and pairs.instructions == ["turn it over", "turn it over", "again, please."]
+    assert pairs.left_out == Counter(
+        {
+            "file missing": 1,
+            "no source, target or instruction": 1,
+            "instruction without words, or over 24": 2,
+        }
+    )
+    layout = pairs_layout(load_codebook(), pairs, max_words=3)
+    assert list(layout.words) == ["it", "over", "turn"] and layout.rows == 16
+    assert layout.encode_text("turn it again")[:4] == [6, 4, 3, 1]

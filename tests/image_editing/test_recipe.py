@@ -14,9 +14,12 @@ from PIL import Image
 
 from hf_rm import RMTrainingArguments
 from hf_rm.history import HistorySegments, HistoryState
+from hf_rm.tasks.image_editing import generate_edits
 from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
 from hf_rm.tasks.image_editing.model import build_image_edit_model
+from hf_rm.tasks.image_editing.scenes import instruction_words
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +61,7 @@ def test_the_fourth_loss_looks_at_the_unedited_canvas_of_every_row(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_train_evaluate_and_report(tmp_path: Path) -> None:
     settings = yaml.safe_load((ROOT / "recipes" / "configs" / "image-edit-demo.yaml").read_text())
     settings |= {
@@ -68,10 +72,16 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for expected in ("copy the source", "trained before"):  # the second time nothing is trained again
-        run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
+    card = tmp_path / "card"
+    for more in (["--card", str(card)], []):  # the second time nothing is trained or evaluated again
+        run = subprocess.run(
+            [*command, *more], capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path
+        )
         assert run.returncode == 0, run.stderr[-3000:]
-        assert expected in run.stdout and "rm, seed 0 minus sft" in run.stdout
+        assert "copy the source" in run.stdout and "differences from sft, seed 0, paired" in run.stdout
+        assert ("trained before" in run.stdout) == (not more) == ("evaluated before" in run.stdout)
+    claimed = json.loads((tmp_path / "out" / "rm_seed0" / "settings.json").read_text())
+    assert (claimed["train_edits"], claimed["max_steps"], claimed["cell"]) == (16, 2, 1)
     records = {record["name"]: record for record in json.loads((tmp_path / "out" / "records.json").read_text())}
     assert set(records) == {"copy the source", "target's tokens (limit)", "rm, seed 0", "sft, seed 0"}
     assert all(len(record["edits"]["psnr"]) == 6 for record in records.values())
@@ -80,3 +90,40 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / f"{system}_seed0" / "sheet.png") as sheet:
             assert sheet.height == 22 + 4 * 150
         assert (tmp_path / "out" / f"{system}_seed0" / "revision.gif").stat().st_size > 1000
+    text = (card / "README.md").read_text()
+    assert "| rm, seed 0 |" in text and "6 held-out edits (split dev" in text and "* `max_steps`: 2" in text
+    assert "nan" not in (card / "records.json").read_text().lower()
+    editor, trained = ImageEditor.load(card), ImageEditor.load(tmp_path / "out" / "rm_seed0")
+    examples = generate_edits(2, seed=3)
+    runs = [one.edit(examples.source, examples.instructions, max_steps=4) for one in (editor, trained)]
+    assert (runs[0].states == runs[1].states).all() and (runs[0].result == runs[1].result).all()
+    assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"
+
+
+@pytest.mark.slow
+def test_users_pairs_are_trained_on_and_bad_ones_are_counted(tmp_path: Path) -> None:
+    examples = generate_edits(4, seed=9)
+    rows = [{"source": "none.png", "target": "none.png", "instruction": "lost"}]
+    for i, instruction in enumerate(examples.instructions):
+        Image.fromarray(examples.source[i]).save(tmp_path / f"{i}a.png")
+        Image.fromarray(examples.target[i]).save(tmp_path / f"{i}b.png")
+        rows.append({"source": f"{i}a.png", "target": f"{i}b.png", "instruction": instruction})
+    for name in ("train", "held"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = yaml.safe_load((ROOT / "recipes" / "configs" / "image-edit-demo.yaml").read_text())
+    settings |= {
+        "output_dir": str(tmp_path / "out"), "systems": ["rm"], "max_steps": 1, "use_cpu": True, "hidden_size": 16,
+        "intermediate_size": 16, "num_layers": 1, "per_device_train_batch_size": 2, "patch": 8, "codes": 16,
+        "train_pairs": str(tmp_path / "train.jsonl"), "eval_pairs": str(tmp_path / "held.jsonl"), "warmup_steps": 0,
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "own.yaml")],
+        capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "4 edits of held" in run.stdout and "1 pairs left out: 1 file missing" in run.stderr
+    (record,) = [r for r in json.loads((tmp_path / "out" / "records.json").read_text()) if r["system"] == "rm"]
+    assert len(record["edits"]["psnr"]) == 4 and np.isnan(record["edits"]["success"]).all()
+    editor = ImageEditor.load(tmp_path / "out" / "rm_seed0")
+    assert set(editor.layout.words) == {word for text in examples.instructions for word in instruction_words(text)}

@@ -16,7 +16,8 @@ from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
 from ...training import MaskedSFTCollator
-from .layout import MASK_ID, PAD_ID, EditLayout, Ids
+from .layout import Ids
+from .protocols import Layout
 
 
 @dataclass
@@ -28,7 +29,7 @@ class EditCollator(RMDataCollator):
     were, so that a model that re-masked too much knows what to reveal.
 
     Args:
-        layout ([`EditLayout`]): where words, source and canvas stand.
+        layout ([`EditLayout`], [`DimooLayout`]): where words, source and canvas stand.
         text_drop, image_drop (`float`, defaults to 0.1): probabilities, independent of each other, that a row loses
             its instruction (it becomes the unconditional prefix) or its source (its tokens become masks). The
             canvas is left alone.
@@ -43,7 +44,7 @@ class EditCollator(RMDataCollator):
         ValueError: for probabilities outside [0, 1].
     """
 
-    layout: EditLayout = None  # type: ignore[assignment]
+    layout: Layout = None  # type: ignore[assignment]
     text_drop: float = 0.1
     image_drop: float = 0.1
     false_alarms: float = 0.02
@@ -52,8 +53,8 @@ class EditCollator(RMDataCollator):
         for name in ("text_drop", "image_drop", "false_alarms"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a probability from 0 to 1.")
-        if not isinstance(self.layout, EditLayout) or not isinstance(self.proposal, SourceProposal):
-            raise ValueError("an EditCollator needs an EditLayout and a SourceProposal: use `edit_collator`.")
+        if self.layout is None or not isinstance(self.proposal, SourceProposal):
+            raise ValueError("an EditCollator needs a layout and a SourceProposal: use `edit_collator`.")
         super().__post_init__()
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -61,6 +62,7 @@ class EditCollator(RMDataCollator):
         drops = _drops(features, self.seed, int(self._epoch), self.text_drop, self.image_drop)
         for name in ("input_ids", "target_ids", "start_ids", "history_ids"):
             batch[name] = _without_conditions(batch[name], self.layout, drops)
+        batch |= _attention(self.layout, batch["input_ids"])
         batch["unlikelihood_mask"] = torch.from_numpy(self._unedited([f["input_ids"] for f in features]))
         return batch
 
@@ -85,7 +87,7 @@ class EditSFTCollator(MaskedSFTCollator):
     Args: as [`~hf_rm.training.MaskedSFTCollator`], and `layout`, `text_drop`, `image_drop` of [`EditCollator`].
     """
 
-    layout: EditLayout = None  # type: ignore[assignment]
+    layout: Layout = None  # type: ignore[assignment]
     text_drop: float = 0.1
     image_drop: float = 0.1
 
@@ -93,7 +95,7 @@ class EditSFTCollator(MaskedSFTCollator):
         batch = super().__call__(features)
         drops = _drops(features, self.seed, int(self._epoch), self.text_drop, self.image_drop)
         batch["input_ids"] = _without_conditions(batch["input_ids"], self.layout, drops)
-        return batch
+        return batch | _attention(self.layout, batch["input_ids"])
 
 
 def _drops(
@@ -105,21 +107,25 @@ def _drops(
     return torch.from_numpy(text < text_drop), torch.from_numpy(image < image_drop)
 
 
-def _without_conditions(ids: Tensor, layout: EditLayout, drops: tuple[Tensor, Tensor]) -> Tensor:
+def _without_conditions(ids: Tensor, layout: Layout, drops: tuple[Tensor, Tensor]) -> Tensor:
     """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
-    text, image = drops
-    ids = ids.clone()
-    prefix = torch.tensor(layout.unconditional_text).reshape(-1, *[1] * (ids.dim() - 2))
-    ids[text, : layout.text_length] = prefix.expand_as(ids[text, : layout.text_length])
-    ids[image, layout.source] = MASK_ID
-    return ids
+    text, image = (drop.reshape(-1, *[1] * (ids.dim() - 1)) for drop in drops)
+    ids = torch.where(text, layout.without_text(ids)[0], ids)
+    return torch.where(image, layout.without_source(ids), ids)
 
 
-def edit_collator(layout: EditLayout, **settings: Any) -> EditCollator:
+def _attention(layout: Layout, ids: Tensor) -> dict[str, Tensor]:
+    """The attention mask, where the layout's own padding is not to be seen."""
+    mask = layout.attention_mask(ids)
+    return {} if mask is None else {"attention_mask": mask}
+
+
+def edit_collator(layout: Layout, **settings: Any) -> EditCollator:
     """
     The collator of a layout; further wrong attempts are uniform over the image codes.
 
     Example:
+        >>> from hf_rm.tasks.image_editing.layout import EditLayout
         >>> layout = EditLayout(["cat", "remove", "the"], codes=8, rows=2, columns=2, text_length=4)
         >>> collate = edit_collator(layout, full_corruption=1.0, text_drop=0, image_drop=0, false_alarms=0)
         >>> row = layout.sequences(["remove the cat"], np.array([[[1, 2], [3, 4]]]), np.array([[[1, 2], [5, 4]]]))[0]
@@ -129,4 +135,4 @@ def edit_collator(layout: EditLayout, **settings: Any) -> EditCollator:
     """
     later = UniformProposal(layout.vocab_size, excluded=range(layout.first_code))
     proposal = SourceProposal(layout.source, layout.canvas, later)
-    return EditCollator(MASK_ID, proposal, layout=layout, pad_token_id=PAD_ID, **settings)
+    return EditCollator(layout.mask_token_id, proposal, layout=layout, pad_token_id=layout.pad_token_id, **settings)

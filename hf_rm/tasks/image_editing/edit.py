@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
-from .codebook import Grid, Image, PatchCodebook
-from .layout import MASK_ID, EditLayout
+from .codebook import Grid, Image
+from .guidance import TwoScaleGuidance
+from .protocols import ImageTokens, Layout
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "revise": {"reveal": "all", "revise": "reflective", "max_steps": 32, "patience": 3},
@@ -48,13 +49,15 @@ class EditRun:
 @torch.inference_mode()
 def edit_images(
     model: Any,
-    layout: EditLayout,
-    book: PatchCodebook,
+    layout: Layout,
+    book: ImageTokens,
     source: Image,
     instructions: Sequence[str],
     decoding: str = "revise",
     batch_size: int = 64,
     progress_bar: bool = False,
+    text_guidance: float = 0.0,
+    image_guidance: float = 0.0,
     **generation: Any,
 ) -> EditRun:
     """
@@ -62,13 +65,15 @@ def edit_images(
 
     Args:
         model ([`RMForMaskedDiffusion`]): a network of this layout.
-        layout ([`EditLayout`]): of its sequences.
-        book ([`PatchCodebook`]): tokens from pictures and back.
+        layout ([`EditLayout`], [`DimooLayout`]): of its sequences.
+        book ([`PatchCodebook`], [`VQTokens`]): tokens from pictures and back.
         source (`(B, H, W, 3)` uint8): the pictures.
         instructions (sequence of B `str`): the requests.
         decoding (`str`, defaults to `"revise"`): a key of `DECODINGS`.
         batch_size (`int`, defaults to 64): edits at a time.
         progress_bar (`bool`, defaults to `False`): show one.
+        text_guidance, image_guidance (`float`, defaults to 0): the scales of [`TwoScaleGuidance`]; each that is not 0
+            costs one more forward pass a step, and needs a model that was trained with its condition dropped.
         generation: further settings of the decoding loop.
 
     Raises:
@@ -81,15 +86,19 @@ def edit_images(
     began = time.perf_counter()
     sequences = layout.sequences(instructions, book.encode(source))
     if decoding == "regenerate":
-        sequences[:, layout.canvas] = MASK_ID
+        sequences[:, layout.editable_mask] = layout.mask_token_id
     model.eval()
+    if text_guidance or image_guidance:
+        model = TwoScaleGuidance(model, layout, text_guidance, image_guidance)
     paths, forwards = [], []
     starts = range(0, len(sequences), batch_size)
     for start in logging.tqdm(starts, desc=f"edit ({decoding})", disable=not progress_bar):
         ids = torch.from_numpy(sequences[start : start + batch_size]).to(model.device)
         editable = torch.from_numpy(layout.editable_mask).to(model.device).expand_as(ids)
-        settings = {**DECODINGS[decoding], **generation, "output_trajectory": True}
-        output = model.generate_reflective(ids, editable_mask=editable, **settings)
+        settings = {**DECODINGS[decoding], "suppressed_token_ids": layout.suppressed_token_ids, **generation}
+        output = model.generate_reflective(
+            ids, layout.attention_mask(ids), editable, output_trajectory=True, **settings
+        )
         paths.append(output.trajectory.states.cpu().numpy())
         forwards.append(output.num_forwards.cpu().numpy())
     states = _grids(paths, layout)
@@ -108,7 +117,7 @@ def edit_images(
     return EditRun(result, states, predicted, np.concatenate(forwards), time.perf_counter() - began)
 
 
-def _grids(paths: Sequence[npt.NDArray[np.int64]], layout: EditLayout) -> Grid:
+def _grids(paths: Sequence[npt.NDArray[np.int64]], layout: Layout) -> Grid:
     """(S + 1, B, rows, columns) of batches with unequal numbers of steps."""
     longest = max(map(len, paths))
     whole = [np.concatenate((path, np.repeat(path[-1:], longest - len(path), axis=0))) for path in paths]

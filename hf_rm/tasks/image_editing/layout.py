@@ -10,6 +10,7 @@ pictures begins from masks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from .codebook import Grid, PatchCodebook
-from .scenes import EditExamples, known_words
+from .pairs import MAX_WORDS, EditPairs
+from .scenes import EditExamples, instruction_words, known_words
 
 Ids = npt.NDArray[np.int64]
 
@@ -57,6 +61,9 @@ class EditLayout:
     rows: int
     columns: int
     text_length: int = 12
+
+    mask_token_id = MASK_ID
+    pad_token_id = PAD_ID
 
     def __post_init__(self) -> None:
         if len(set(self.words)) != len(self.words):
@@ -132,7 +139,7 @@ class EditLayout:
         Raises:
             ValueError: for an empty instruction or one with too many words.
         """
-        words = instruction.lower().replace(",", " ").replace(".", " ").split()
+        words = instruction_words(instruction)
         if not 0 < len(words) <= self.text_length:
             raise ValueError(
                 f"`instruction` {instruction!r} has {len(words)} words: pass 1 to {self.text_length}, or build a "
@@ -145,6 +152,23 @@ class EditLayout:
     def unconditional_text(self) -> list[int]:
         """What stands in the word slots when the instruction is dropped."""
         return [UNCONDITIONAL_ID] + [PAD_ID] * (self.text_length - 1)
+
+    def attention_mask(self, ids: Tensor) -> None:
+        """None: the padding of the words is read like a word."""
+        return None
+
+    def without_text(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, N), or ids of runs (B, N, S), with the unconditional prefix in the word slots; the mask as it is."""
+        ids = ids.clone()
+        prefix = torch.tensor(self.unconditional_text, device=ids.device)
+        ids[:, : self.text_length] = prefix.reshape(-1, *[1] * (ids.dim() - 2))
+        return ids, attention_mask
+
+    def without_source(self, ids: Tensor) -> Tensor:
+        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens."""
+        ids = ids.clone()
+        ids[:, self.source] = MASK_ID
+        return ids
 
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Ids:
         """
@@ -214,6 +238,27 @@ class EditLayout:
             clean_up_tokenization_spaces=False,
         )
 
+    @classmethod
+    def from_pretrained(cls, tokenizer: Any, config: Any) -> EditLayout:
+        """
+        The layout of a saved model, from its [`tokenizer`] and the position groups of its config.
+
+        Raises:
+            ValueError: for a tokenizer or a config of another kind of model.
+        """
+        vocabulary = tokenizer.get_vocab()
+        names = sorted(vocabulary, key=vocabulary.get)
+        groups = getattr(config, "position_groups", None)
+        if tuple(names[: len(SPECIAL)]) != SPECIAL or "<0>" not in vocabulary or not groups or len(groups) != 4:
+            raise ValueError("`tokenizer` and `config` are not those of an image-editing model of this package.")
+        first = vocabulary["<0>"]
+        rows, columns = max(groups[1]), max(groups[2])
+        text_length = len(groups[0]) - 2 * rows * columns
+        layout = cls(names[len(SPECIAL) : first], len(names) - first, rows, columns, text_length)
+        if layout.position_groups != [list(group) for group in groups]:
+            raise ValueError("`config` has other position groups than this layout: it belongs to another model.")
+        return layout
+
 
 def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> EditLayout:
     """The layout of composed edits of `size` x `size` pixels with the words that their training split knows."""
@@ -221,6 +266,21 @@ def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> E
         raise ValueError(f"`size` is {size}: pass a multiple of the codebook's patch of {book.patch} pixels.")
     side = size // book.patch
     return EditLayout(known_words(), len(book), side, side, text_length)
+
+
+def pairs_layout(book: PatchCodebook, pairs: EditPairs, max_words: int = 4096) -> EditLayout:
+    """
+    The layout of users' pairs, with the words of their instructions: the most frequent ones, where they are many.
+
+    Args:
+        book ([`PatchCodebook`]): of the pictures.
+        pairs ([`EditPairs`]): for training.
+        max_words (`int`, defaults to 4096): the others become one id, "unknown".
+    """
+    counts = Counter(word for instruction in pairs.instructions for word in instruction_words(instruction))
+    words = sorted(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_words])
+    side = pairs.source.shape[1] // book.patch
+    return EditLayout(words, len(book), side, side, MAX_WORDS)
 
 
 class EditRows:
@@ -241,7 +301,9 @@ class EditRows:
         self.first = first
 
     @classmethod
-    def from_examples(cls, examples: EditExamples, book: PatchCodebook, layout: EditLayout, first: int = 0) -> Any:
+    def from_examples(
+        cls, examples: EditExamples | EditPairs, book: PatchCodebook, layout: EditLayout, first: int = 0
+    ) -> Any:
         """Encode pictures and words; `first` is the number of the first row, its key in every draw."""
         source, target = book.encode(examples.source), book.encode(examples.target)
         return cls(layout.sequences(examples.instructions, source, target), layout, first)

@@ -4,6 +4,9 @@ Users' edits from files: one JSON object a line with the names of the pictures a
 
     {"source": "a.png", "target": "b.png", "instruction": "remove the cat", "mask": "m.png"}
 
+ImgEdit's own names do as well (`input_images` and `output_images`, lists of one name, and `prompt`); its multi-turn
+rows, `{"data": [...]}`, are as many pairs as they have turns.
+
 Names are relative to the file's folder and stay inside it. `mask` (a picture, white where the edit is) or `box`
 (`[left, top, right, bottom]` in pixels) are optional: without them the region is where the two pictures differ. Pairs
 that cannot be used are left out, and counted by reason: one bad file does not end a run.
@@ -26,9 +29,13 @@ from transformers.utils import logging
 
 from .codebook import Image
 from .metrics import CHANGED
+from .scenes import instruction_words
 
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 _KEYS = ("source", "target", "instruction")
+_OF_IMGEDIT = ("input_images", "output_images", "prompt")
+MAX_WORDS = 24
+"""Of an instruction; longer ones are left out."""
 
 
 class _Unusable(Exception):
@@ -76,10 +83,11 @@ def load_edit_pairs(path: str | os.PathLike[str], size: int = 64, max_pixels: in
     kept: list[tuple[Image, Image, npt.NDArray[np.bool_], str, int]] = []
     left_out: Counter[str] = Counter()
     for number, line in _lines(path):
-        try:
-            kept.append((*_read_pair(line, folder, size, max_pixels), number))
-        except _Unusable as reason:
-            left_out[str(reason)] += 1
+        for row in _rows(line):
+            try:
+                kept.append((*_read_pair(row, folder, size, max_pixels), number))
+            except _Unusable as reason:
+                left_out[str(reason)] += 1
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
     if not kept:
         raise ValueError(f"{path} has no pair that can be used ({reasons or 'it is empty'}).")
@@ -109,8 +117,18 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def _read_pair(line: str, folder: Path, size: int, max_pixels: int) -> tuple[Image, Image, npt.NDArray[np.bool_], str]:
-    row = _record(line)
+def _rows(line: str) -> list[Any]:
+    """What a line holds: one pair, or the turns of a multi-turn row."""
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return [None]
+    turns = row.get("data") if isinstance(row, dict) else None
+    return turns if isinstance(turns, list) and turns else [row]
+
+
+def _read_pair(read: Any, folder: Path, size: int, max_pixels: int) -> tuple[Image, Image, npt.NDArray[np.bool_], str]:
+    row = _record(read)
     source, target = (_open(folder, row[name], max_pixels) for name in ("source", "target"))
     if source.size != target.size:
         raise _Unusable("source and target of different sizes")
@@ -131,14 +149,23 @@ def _read_pair(line: str, folder: Path, size: int, max_pixels: int) -> tuple[Ima
     return before, after, mask, row["instruction"]
 
 
-def _record(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _Unusable("line is no JSON") from error
+def _record(row: Any) -> dict[str, Any]:
+    if row is None:
+        raise _Unusable("line is no JSON")
+    if isinstance(row, dict) and "prompt" in row:
+        row = {**row, **{ours: _only(row.get(theirs)) for ours, theirs in zip(_KEYS, _OF_IMGEDIT, strict=True)}}
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) and row[key].strip() for key in _KEYS):
         raise _Unusable("no source, target or instruction")
+    if not 0 < len(instruction_words(row["instruction"])) <= MAX_WORDS:
+        raise _Unusable(f"instruction without words, or over {MAX_WORDS}")
     return row
+
+
+def _only(names: Any) -> Any:
+    """The one name of a list; None for an edit of several pictures."""
+    if isinstance(names, list):
+        return names[0] if len(names) == 1 else None
+    return names
 
 
 def _region(row: dict[str, Any], folder: Path, size: tuple[int, int], max_pixels: int) -> Any:

@@ -237,6 +237,17 @@ def generate_edits(
     return EditExamples(source, target, mask, edits)
 
 
+def instruction_words(instruction: str) -> list[str]:
+    """
+    The words of an instruction, in small letters and without commas and full stops.
+
+    Example:
+        >>> instruction_words("Remove the cat.")
+        ['remove', 'the', 'cat']
+    """
+    return instruction.lower().replace(",", " ").replace(".", " ").split()
+
+
 def known_words() -> list[str]:
     """Every word of an instruction that the training split can make, sorted."""
     texts = [wording.format(a="a an", b="", name="", place="", colour="") for w in WORDINGS.values() for wording in w]

@@ -55,5 +55,5 @@ class ImageEditTrainer(RMTrainer):
         source = rows.target[:, layout.source]
         unedited = torch.zeros_like(rows.editable)
         # A row that lost its source has masks there: nothing is known to be unedited, and the term is left out.
-        unedited[:, layout.canvas] = rows.target[:, layout.canvas] == source
+        unedited[:, layout.canvas] = (rows.target[:, layout.canvas] == source) & rows.editable[:, layout.canvas]
         return torch.cat((positions[: len(positions) - self.pool.size], unedited))

@@ -1,0 +1,272 @@
+"""Lumina-DiMOO's sequences, crops and tokens, and editing with a tiny random copy that has the real ids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_families import write_lumina
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
+from hf_rm.tasks.image_editing import dimoo
+from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.dimoo import (
+    DimooEditor,
+    DimooLayout,
+    VQTokens,
+    check_dimoo,
+    choose_crop,
+    crop_sizes,
+    dimoo_prompt,
+    shared_cut,
+)
+from hf_rm.tasks.image_editing.layout import EditRows
+from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+
+# `system` is the prompt's fixed part as one word each; the ids are the published ones where there are any.
+SPECIAL = {"<uncondition>": 126351, "<system>": 21, "</system>": 22, "<user>": 23, "</user>": 24}
+WORDS = {word: 30 + i for i, word in enumerate(dict.fromkeys([*dimoo.SYSTEM_PROMPT.split(), *"paint it red".split()]))}
+SYSTEM = [21, *(WORDS[word] for word in dimoo.SYSTEM_PROMPT.split()), 22, 23]
+SOURCE = np.array([[[0, 1, 2], [3, 4, 8191]]])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    fast = Tokenizer(models.WordLevel({"[UNK]": 0, **WORDS, **SPECIAL}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]", additional_special_tokens=[*SPECIAL])
+
+
+@pytest.fixture
+def layout(tokenizer) -> DimooLayout:
+    return DimooLayout.of(tokenizer, ["paint it red"], rows=2, columns=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tokenizer) -> Path:
+    folder = write_lumina(
+        tmp_path_factory.mktemp("dimoo"), vocab_size=dimoo.VOCAB_SIZE, embedding_size=dimoo.VOCAB_SIZE,
+        mask_token_id=dimoo.MASK_ID, eos_token_id=126081, pad_token_id=126081,
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vqvae():
+    pytest.importorskip("diffusers")
+    from diffusers import VQModel
+
+    torch.manual_seed(0)
+    return VQModel(
+        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        num_vq_embeddings=8192, vq_embed_dim=4, sample_size=16,
+    ).eval()  # fmt: skip
+
+
+# Sequences
+
+
+def test_every_id_of_a_sequence(layout: DimooLayout) -> None:
+    ids = layout.sequences(["paint it red"], SOURCE, np.array([[[5, 5, 5], [6, 6, 7]]]))
+    first, newline = 126356, 126084
+    expected = [
+        *SYSTEM, WORDS["paint"], WORDS["it"], WORDS["red"],
+        126349, first, first + 1, first + 2, newline, first + 3, first + 4, 134547, newline, 126350, 24,
+        126354, 126349, *[first + 5] * 3, newline, first + 6, first + 6, first + 7, newline, 126350, 126355,
+    ]  # fmt: skip
+    assert ids[0].tolist() == expected
+    assert layout.length == len(expected) and dimoo.VOCAB_SIZE == 134_548
+    text = len(SYSTEM) + 3
+    assert (layout.source, layout.canvas) == (slice(text + 1, text + 9), slice(text + 13, text + 21))
+    # Codes alone may change: no newline, no border, no text.
+    assert layout.editable_mask.nonzero()[0].tolist() == [text + 13 + i for i in (0, 1, 2, 4, 5, 6)]
+    assert (layout.grid(ids) == [[[5, 5, 5], [6, 6, 7]]]).all() and (layout.grid(ids, "source") == SOURCE).all()
+    suppressed = layout.suppressed_token_ids
+    assert len(suppressed) == first - 1 and dimoo.MASK_ID not in suppressed and newline in suppressed
+
+
+def test_a_shorter_request_is_padded_on_the_left_and_nobody_sees_the_padding(layout: DimooLayout) -> None:
+    ids = layout.sequences(["red", "paint it red"], np.repeat(SOURCE, 2, 0))
+    assert ids[0, :3].tolist() == [126339, 126339, 21] and (ids[0, layout.text_length - 1] == WORDS["red"]).all()
+    mask = layout.attention_mask(torch.from_numpy(ids))
+    assert mask[0].tolist() == [0, 0] + [1] * (layout.length - 2) and mask[1].all()
+
+
+def test_what_an_unconditional_branch_reads(layout: DimooLayout) -> None:
+    ids = torch.from_numpy(layout.sequences(["paint it red"], SOURCE))
+    text, mask = layout.without_text(ids, layout.attention_mask(ids))
+    assert text[0, : layout.text_length].tolist() == [126339, 126339, *SYSTEM, 126351]
+    assert mask is not None and torch.equal(mask, layout.attention_mask(text)) and mask.sum() == layout.length - 2
+    assert torch.equal(text[:, layout.text_length :], ids[:, layout.text_length :])
+    image = layout.without_source(ids)
+    changed = (image != ids)[0].nonzero().flatten().tolist()
+    assert changed == [layout.source.start + i for i in (0, 1, 2, 4, 5, 6)]  # the newlines stay
+    assert (image[0, changed] == dimoo.MASK_ID).all()
+
+
+def test_wrong_newlines_offsets_words_and_widths_are_refused(tokenizer, layout: DimooLayout) -> None:
+    ids = layout.sequences(["red"], SOURCE)
+    for change in (lambda x: np.roll(x, 1, 1), lambda x: np.where(x == 126084, 126356, x), lambda x: x[:, 1:]):
+        with pytest.raises(ValueError, match="`sequences`"):
+            layout.grid(change(ids))
+    with pytest.raises(ValueError, match="0 to 8191"):
+        layout.sequences(["red"], SOURCE + 1)
+    with pytest.raises(ValueError, match="slots"):
+        layout.sequences(["paint it red it"], SOURCE)
+    with pytest.raises(ValueError, match="empty"):
+        layout.sequences([" "], SOURCE)
+    other = Tokenizer(models.WordLevel({"[UNK]": 0, "<uncondition>": 5}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="not 126351"):
+        DimooLayout.of(PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[UNK]"), ["red"], 2, 3)
+    assert dimoo_prompt("red").endswith("<user>red</user>")
+
+
+# Pictures
+
+
+def test_the_table_of_crops() -> None:
+    sizes = crop_sizes()
+    assert len(sizes) == len(set(sizes)) == 49
+    assert sizes[0] == (1024, 256) and sizes[-1] == (256, 1024) and (512, 512) in sizes and (480, 544) in sizes
+    for width, height in sizes:
+        assert width % 32 == height % 32 == 0 and width * height <= 512 * 512
+        assert max(width, height) <= 4 * min(width, height)
+    assert {(height, width) for width, height in sizes} == set(sizes)
+    with pytest.raises(ValueError, match="`side`"):
+        crop_sizes(500)
+
+
+def test_the_crop_that_keeps_most() -> None:
+    assert choose_crop(100, 100) == (512, 512)
+    assert choose_crop(5000, 100) == (1024, 256) and choose_crop(100, 5000) == (256, 1024)
+    for width, height in ((640, 427), (427, 640), (1333, 2000)):
+        found = choose_crop(width, height)
+        losses = {size: abs(np.log(size[0] / size[1] * height / width)) for size in crop_sizes()}
+        assert losses[found] == pytest.approx(min(losses.values()))
+
+
+def test_source_and_target_and_mask_are_cut_alike() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    marked = np.zeros((60, 90), dtype=np.uint8)
+    marked[20:40, 30:60] = 255
+    one, two, mask = shared_cut(
+        [Image.fromarray(pixels), Image.fromarray(pixels)], (64, 64), masks=[Image.fromarray(marked)]
+    )
+    assert one.size == two.size == mask.size == (64, 64) and np.array_equal(np.asarray(one), np.asarray(two))
+    assert set(np.unique(np.asarray(mask))) == {0, 255}
+    # Covered by 96 x 64, of which the middle 64 columns are kept.
+    ys, xs = np.nonzero(np.asarray(mask))
+    assert (xs.min(), xs.max(), ys.min(), ys.max()) == (16, 47, 21, 42)
+    exact = shared_cut([Image.fromarray(pixels)], (90, 60))[0]
+    assert np.array_equal(np.asarray(exact), pixels)
+    with pytest.raises(ValueError, match="one size"):
+        shared_cut([one, Image.new("RGB", (8, 8))])
+
+
+def test_pictures_become_codes_and_come_back(vqvae) -> None:
+    tokens = VQTokens(vqvae)
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    grid = tokens.encode(images)
+    assert grid.shape == (2, 4, 6) and 0 <= grid.min() <= grid.max() < 8192 and len(np.unique(grid)) > 5
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+        latents = vqvae.quant_conv(vqvae.encoder(pixels))
+        table = vqvae.quantize.embedding.weight
+        nearest = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4), table).argmin(-1).reshape(2, 4, 6)
+        shown = vqvae.decoder(vqvae.post_quant_conv(table[nearest].permute(0, 3, 1, 2)))
+    assert (grid == nearest.numpy()).mean() > 0.95  # two entries may be equally near
+    expected = (255 * shown.clamp(0, 1).permute(0, 2, 3, 1) + 0.5).numpy().astype(np.uint8)
+    difference = np.abs(tokens.decode(nearest.numpy()).astype(int) - expected)
+    assert tokens.decode(nearest.numpy()).shape == images.shape and difference.max() <= 1
+    with pytest.raises(ValueError, match="multiples of 2"):
+        tokens.encode(images[:, :7])
+
+
+# The network
+
+
+def test_a_padded_row_is_the_row_without_its_padding_and_the_network_looks_both_ways(checkpoint, tokenizer) -> None:
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    check_dimoo(model.eval())
+    wide, narrow = (DimooLayout.of(tokenizer, [text], 2, 3) for text in ("paint it red", "red"))
+    logits = []
+    for layout in (wide, narrow):
+        ids = torch.from_numpy(layout.sequences(["red"], SOURCE))
+        editable = torch.from_numpy(layout.editable_mask)[None]
+        with torch.no_grad():
+            logits.append(
+                model(ids, layout.attention_mask(ids), editable_mask=editable).logits[0, layout.source.start :]
+            )
+    assert logits[0].shape == (22, 134_548)  # the mask is among the scores
+    assert torch.allclose(*logits, atol=2e-4) and logits[0].std() > 0.1
+    # A token behind changes what is said in front, with zeros in the mask too.
+    ids = torch.from_numpy(wide.sequences(["red"], SOURCE))
+    changed = ids.clone()
+    changed[0, wide.canvas.stop - 2] -= 1
+    with torch.no_grad():
+        before, after = (
+            model(x, wide.attention_mask(x), editable_mask=torch.from_numpy(wide.editable_mask)[None])
+            for x in (ids, changed)
+        )
+    assert not torch.allclose(before.logits[0, wide.source.start], after.logits[0, wide.source.start], atol=1e-4)
+
+
+def test_editing_writes_codes_and_touches_nothing_else(checkpoint, tokenizer, vqvae) -> None:
+    vqvae.save_pretrained(checkpoint / "vqvae")
+    editor = DimooEditor.load(checkpoint)
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    editor.model.config.trained_to_remask = True
+    run = editor.edit(images, ["paint it red", "red"], max_steps=3)
+    assert (run.num_forwards % 3 == 0).all() and run.result.shape == images.shape
+    assert (run.states[0] == editor.tokens.encode(images)).all() and run.states.max() < 8192
+    alone = editor.edit(images[1:], ["red"], max_steps=3)
+    assert (alone.states[-1][0] == run.states[len(alone.states) - 1][1]).all()
+    filled = editor.edit(
+        images, ["paint it red", "red"], decoding="regenerate", steps=2, text_guidance=0, image_guidance=0
+    )
+    assert (filled.states[0] == -1).all() and (filled.states[-1] >= 0).all()
+    assert filled.num_forwards.tolist() == [2, 2]
+
+
+def test_training_on_its_sequences_corrupts_codes_only(checkpoint, tokenizer, layout: DimooLayout, tmp_path) -> None:
+    target = SOURCE.copy()
+    target[0, 1, 1] = 77
+    rows = EditRows(
+        layout.sequences(["red", "paint it red"], np.repeat(SOURCE, 2, 0), np.repeat(target, 2, 0)), layout
+    )
+    collate = edit_collator(layout, full_corruption=1.0, text_drop=0.5, image_drop=0.0, false_alarms=0.0)
+    batch = collate([{**rows[0], "idx": i} for i in range(40)])
+    where = layout.canvas.start + 5
+    moved = batch["input_ids"][:, layout.text_length :] != torch.from_numpy(rows[0]["input_ids"])[layout.text_length :]
+    assert moved.any(0).nonzero().flatten().tolist() == [where - layout.text_length]
+    assert batch["unlikelihood_mask"][0].sum() == 5 and not batch["unlikelihood_mask"][0, where]
+    assert torch.equal(batch["attention_mask"], layout.attention_mask(batch["input_ids"]))
+    assert set(batch["attention_mask"].sum(-1).tolist()) == {layout.length - 2}
+    assert (batch["input_ids"][:, 2] == 21).all() and {126351, WORDS["red"]} == set(
+        batch["input_ids"][:, layout.text_length - 1].tolist()
+    )
+
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    args = RMTrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to="none", use_cpu=True,
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, pool_fraction=0.5, dataloader_pin_memory=False,
+    )  # fmt: skip
+    before = model.get_input_embeddings().weight.detach().clone()
+    ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate).train()
+    assert not torch.equal(before[dimoo.MASK_ID], model.get_input_embeddings().weight[dimoo.MASK_ID])
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae) -> None:
+    folder = write_lumina(tmp_path / "narrow")
+    narrow = RMForMaskedDiffusion.from_backbone(str(folder), history_scope="editable")
+    with pytest.raises(ValueError, match="134548"):
+        check_dimoo(narrow)
+    from diffusers import VQModel
+
+    with pytest.raises(ValueError, match="8192"):
+        VQTokens(VQModel(num_vq_embeddings=16, norm_num_groups=4, block_out_channels=(8,)))
