@@ -153,6 +153,7 @@ _TRAINING_SETTINGS = (
     "min_corruption_rate",
     "max_corruption_rate",
     "pool_fraction",
+    "pool_start",
     "pool_start_step",
     "pool_max_age",
 )
