@@ -39,10 +39,12 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "final" / "model.safetensors")
 
 
-@pytest.mark.parametrize("chunk", [0, 5])  # the one process never reads its scores in chunks
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk):
+# The one process never reads its scores in chunks, nor accumulates gradients.
+@pytest.mark.parametrize(("chunk", "accumulation"), [(0, 1), (5, 2)])
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk, accumulation):
     steps = {"max_steps": 4}
-    run(tmp_path / "two", {**steps, "per_device_train_batch_size": 4, "loss_chunk_rows": chunk}, launcher=torchrun())
+    shares = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    run(tmp_path / "two", {**steps, **shares, "loss_chunk_rows": chunk}, launcher=torchrun())
     run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8})
     for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
