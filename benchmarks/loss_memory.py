@@ -4,12 +4,11 @@ The loss over a large vocabulary: chunks of rows through the head against all sc
     python benchmarks/loss_memory.py [--rows 1024] [--width 512] [--vocabulary 126464] [--chunks 132 66] [--repeats 5]
 
 A step is the head, the loss with its bookkeeping as RMTrainer reads it, and the backward pass, in float32 on one
-thread: once with no gradient there before, as in a step's first batch, and once with gradients to add to, as in those
-that follow. `all scores` is plain PyTorch, `summed by autograd` the default number of rows without
-`hf_rm.training.head_gradient`.
+thread: once with no gradients before it, as the first batch of a training step, and once with some to add to, as those
+that follow. `all scores` is plain PyTorch; with `--autograd` the chunks also run without hf_rm.training.head_gradient.
 
-Memory is what a step needs at most beyond weights and their gradients, those that it makes included: `allocated_mb` by
-the events of PyTorch's allocator, `resident_mb` by the process's greatest resident size; `share` is of the plain form's
+Memory is what a step needs at most beyond weights and gradients, those that it makes included: `allocated_mb` by the
+events of PyTorch's allocator, `resident_mb` by the process's greatest resident size; `share` is of the plain form's
 `allocated_mb`. CPU seconds are medians; the forms take turns, and `times_plain` has its 95 % interval over the turns.
 `error` is the largest difference from the plain form's gradients, relative to their largest entry.
 """
@@ -18,13 +17,14 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from _common import Row, add_result, print_table
+from decoding import peak_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_rm.evaluation import mean_interval
@@ -49,16 +49,9 @@ def most_memory(step: Step, parameters: list[Tensor]) -> tuple[float, float]:
     held = gradient_bytes(parameters)
     (PROCESS / "clear_refs").write_text("5")  # the greatest resident size starts again
     before = megabytes("VmRSS")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        step()
-        resident = megabytes("VmHWM") - before
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    made = (gradient_bytes(parameters) - held) / 2**20
-    return most / 2**20 - made, resident - made
+    most = peak_bytes("cpu", step)
+    made = gradient_bytes(parameters) - held
+    return (most - made) / 2**20, megabytes("VmHWM") - before - made / 2**20
 
 
 def gradient_bytes(parameters: list[Tensor]) -> int:
@@ -91,9 +84,10 @@ def build_forms(options: argparse.Namespace) -> tuple[dict[str, Step], list[Tens
         reader = LogitsReader(torch.arange(rows), read, size, wrap)
         return lambda: read_logits(model, reader, inputs_embeds=hidden)[0].mean().backward()
 
-    default = chunk_rows(None, 2**40, vocabulary)
-    forms = {PLAIN: plain, f"{default} rows, summed by autograd": chunks(default, False)}
-    forms |= {f"{size} rows": chunks(size, True) for size in options.chunks or [default, default // 2]}
+    sizes = options.chunks or [chunk_rows(None, 2**40, vocabulary)]
+    forms = {PLAIN: plain, **{f"{size} rows": chunks(size, True) for size in sizes}}
+    if options.autograd:
+        forms |= {f"{size} rows, autograd": chunks(size, False) for size in sizes}
     return forms, [hidden, model.lm_head.weight]
 
 
@@ -142,19 +136,22 @@ def measure(forms: dict[str, Step], parameters: list[Tensor], there: bool, repea
     return table
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rows", 1024), ("width", 512), ("vocabulary", 126464), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--chunks", type=int, nargs="+")
-    options = parser.parse_args()
+    parser.add_argument("--autograd", action="store_true")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     forms, parameters = build_forms(options)
     table = [row for there in (False, True) for row in measure(forms, parameters, there, options.repeats)]
     shape = {name: getattr(options, name) for name in ("rows", "width", "vocabulary", "repeats")}
     print_table(f"Loss and gradients, {shape}", table)
-    add_result("loss_memory", {"forms": table, **shape})
+    result = {"forms": table, **shape}
+    add_result("loss_memory", result)
+    return result
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ class _Sums:
             self.total.addmm_(grad.t(), hidden)
             return
         # 16 bits into 32: no kernel adds across dtypes, and the whole product would be half a gradient.
-        for rows, part in zip(self.total.split(_block(grad, hidden)), grad.split(_block(grad, hidden), 1), strict=True):
+        for rows, part in zip(
+            self.total.split(_block(grad, hidden)), grad.split(_block(grad, hidden), 1), strict=True
+        ):
             rows += part.t() @ hidden
 
     def take(self) -> Tensor | None:
