@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def accumulating_head(head: nn.Sequential, in_place: bool = False) -> Callable[[
     return run
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling it is a product with a trainable weight, and nothing besides."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     if type(layer) is not nn.Linear or "forward" in vars(layer) or any(hooks):
@@ -69,7 +69,7 @@ def _is_plain(layer: nn.Module) -> bool:
 class _Sums:
     """The gradient of one weight while the chunks of a backward pass add to it."""
 
-    weight: nn.Parameter
+    weight: Tensor
     in_place: bool
     total: Tensor | None = None
 
