@@ -95,6 +95,23 @@ def test_steps_that_the_reference_cannot_share_out_are_refused(load: Any, capsys
     assert "--steps 3" in capsys.readouterr().err
 
 
+# The loss over a large vocabulary
+
+
+def test_chunks_need_a_third_of_the_plain_losses_memory(load: Any, tmp_path: Path) -> None:
+    sizes = ["--rows", "64", "--width", "32", "--vocabulary", "8000", "--chunks", "8", "--repeats", "2"]
+    result = load("loss_memory").main([*sizes, "--autograd"])
+    assert result == {k: v for k, v in written(tmp_path, "loss_memory").items() if k in result}
+    scores = 64 * 8000 * 4 / 2**20
+    for kind in ("none", "there"):
+        plain, ours, autograd = (row for row in result["forms"] if row["gradients"] == kind)
+        made = 8000 * 32 * 4 / 2**20 if kind == "none" else 0
+        # Its log-probabilities, their gradient, and that of the scores; the head's own comes later.
+        assert plain["allocated_mb"] == pytest.approx(3 * scores - made, abs=0.6)
+        assert ours["share"] < 0.35 and ours["share"] < autograd["share"]
+        assert float(ours["error"]) < 1e-5 and ours["low"] < ours["times_plain"] < ours["high"]
+
+
 # Training-free repair
 
 

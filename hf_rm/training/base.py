@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .checkpoints import STAGING, load_whole_weights, publish_folder, replace_pickled_arguments
 from .data import RowDataset
+from .head_gradient import accumulating_head
 from .lora import check_quantisation, prepare_for_training
 from .losses import chunk_rows, clipped_cross_entropy
 from .optimizers import MuonWithAdamW, split_parameters
@@ -136,9 +138,11 @@ class MaskedTrainer(Trainer):
             outputs = model(**inputs)
             return outputs, list(read(outputs.logits.flatten(0, 1), slice(None)))
         supervised, rows, step = plan
-        outputs = model(
-            **inputs, logits_reader=LogitsReader(rows, lambda scores, part: read(scores, rows[part]), step)
-        )
+        # Modules that gather their weights when they are called have to be called.
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        wrap = None if self._weights_are_spread() else partial(accumulating_head, in_place=alone)
+        reader = LogitsReader(rows, lambda scores, part: read(scores, rows[part]), step, wrap)
+        outputs = model(**inputs, logits_reader=reader)
         count = len(supervised)
         return outputs, [
             column.new_zeros(labels.numel()).index_put((supervised,), column[:count]) for column in outputs.read
@@ -173,9 +177,12 @@ class MaskedTrainer(Trainer):
 
     def _most(self, number: int) -> int:
         """The greatest over all processes where they share the weights, so that each calls the head as often."""
-        if self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if not self._weights_are_spread():
             return number
         return int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
+
+    def _weights_are_spread(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
     def _normalise(self, total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """A sum over positions as its share of the mean over the whole accumulated batch, all processes included."""

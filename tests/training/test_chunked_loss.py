@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments, heads_rm
-from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer, default_lora_config
+from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer, base, default_lora_config
+from hf_rm.training.head_gradient import accumulating_head
 
 VOCABULARY = 37
 SHAPE = {
@@ -279,3 +280,54 @@ def test_a_reader_beside_labels_is_refused():
     reader = heads_rm.LogitsReader(torch.arange(4), lambda scores, part: (scores[:, 0],), 2)
     with pytest.raises(ValueError, match="logits_reader"):
         model(ids, labels=ids, logits_reader=reader)
+
+
+class TestOneGradient:
+    """What the trainers ask of [`accumulating_head`]."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        found = []
+
+        def spy(head, in_place=False):
+            run = accumulating_head(head, in_place)
+            found.append((in_place, run is not head))
+            return run
+
+        monkeypatch.setattr(base, "accumulating_head", spy)
+        return found
+
+    def test_alone_it_adds_to_the_gradient_that_is_there(self, tmp_path, calls):
+        one_step(tmp_path, wrap(), 5)
+        assert calls == [(True, True)]
+
+    def test_beside_other_processes_it_does_not(self, tmp_path, calls, monkeypatch):
+        trainer = RMTrainer(wrap(), arguments(tmp_path, loss_chunk_rows=5), train_dataset=ROWS)
+        trainer.accelerator.state.distributed_type = base.DistributedType.MULTI_CPU
+        try:
+            trainer.compute_loss(trainer.model, trainer.data_collator(ROWS)).backward()
+        finally:
+            trainer.accelerator.state.distributed_type = base.DistributedType.NO
+        assert calls == [(False, True)]
+
+    def test_weights_that_are_spread_are_left_to_their_modules(self, tmp_path, calls, monkeypatch):
+        plain = one_step(tmp_path, wrap(), 0)
+        monkeypatch.setattr(RMTrainer, "_weights_are_spread", lambda self: True)
+        assert_equal_steps(plain, one_step(tmp_path, wrap(), 5))
+        assert calls == []
+
+    @pytest.mark.parametrize("name", ["llama", "llama, tied", "modernbert"])
+    def test_a_second_batch_before_the_step(self, tmp_path, name, calls):
+        """The gradients that it meets, for tied weights those of the embedding too, are those of the plain form."""
+        found = []
+        for chunk in (0, 5):
+            args = arguments(tmp_path, loss_chunk_rows=chunk)
+            trainer = RMTrainer(copy.deepcopy(wrap(name)), args, train_dataset=ROWS)
+            trainer.model.train()
+            for rows in (ROWS[:2], ROWS[2:]):
+                trainer.compute_loss(trainer.model, trainer.data_collator(rows)).backward()
+            found.append({n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+        assert found[0].keys() == found[1].keys()
+        largest = max(gradient.abs().max() for gradient in found[0].values())
+        assert all((found[1][name] - found[0][name]).abs().max() <= 1e-6 * largest for name in found[0])
+        assert calls == [(True, True)] * 2

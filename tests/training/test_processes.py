@@ -40,14 +40,15 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "final" / "model.safetensors")
 
 
+# The one process never reads its scores in chunks, nor accumulates; without accelerators the two still meet.
 @pytest.mark.parametrize(
-    ("chunk", "use_cpu"),  # the one process never reads its scores in chunks; without accelerators the two still meet
-    [(0, True), (5, torch.accelerator.is_available())],
+    ("chunk", "accumulation", "use_cpu"), [(0, 1, True), (5, 2, torch.accelerator.is_available())]
 )
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk, use_cpu):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk, accumulation, use_cpu):
     steps = {"max_steps": 4}
-    half = {"per_device_train_batch_size": 4, "loss_chunk_rows": chunk, "use_cpu": use_cpu}
-    run(tmp_path / "two", {**steps, **half}, launcher=torchrun())
+    shares = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
+    settings = {**steps, **shares, "loss_chunk_rows": chunk, "use_cpu": use_cpu}
+    run(tmp_path / "two", settings, launcher=torchrun())
     run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8})
     for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
