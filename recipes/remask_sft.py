@@ -19,11 +19,12 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments
-from hf_rm.tasks.remask.problems import ProblemArguments, build_problems
+from hf_rm.tasks.remask.problems import ProblemArguments, as_dict, build_problems
 from hf_rm.tasks.remask.report import report
 from hf_rm.tasks.remask.stages import RemaskStages, Stage, training_settings
 from hf_rm.tasks.text_recipe import with_default_config
@@ -38,6 +39,9 @@ class RemaskSFTRecipeArguments(ProblemArguments):
     proposal: str = field(
         default="uniform", metadata={"help": "Wrong tokens of questions' answers: 'uniform', or 'top-k' of the base."}
     )
+    wrapper: dict[str, Any] | str = field(
+        default_factory=dict, metadata={"help": "Arguments of RemeDiConfig, such as policy_layers."}
+    )
     lora_rank: int = field(default=0, metadata={"help": "Train an adapter of this rank; 0 trains all weights."})
 
 
@@ -45,7 +49,7 @@ def main() -> None:
     """Train, evaluate, report."""
     parser = TrlParser((RemaskSFTRecipeArguments, RemaskSFTArguments))
     arguments, training = parser.parse_args_and_config(with_default_config(DEFAULT_CONFIG))
-    settings = training_settings(training) | {"proposal": arguments.proposal}
+    settings = training_settings(training) | {"proposal": arguments.proposal, "wrapper": as_dict(arguments.wrapper)}
     stages = {"remask-sft": Stage("remask", settings=settings)}
     root, problems = Path(training.output_dir), build_problems(arguments)
     report(RemaskStages(arguments, problems, stages, root, lora_rank=arguments.lora_rank), [training.seed])

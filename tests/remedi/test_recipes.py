@@ -79,7 +79,7 @@ def test_configurations_are_what_they_say(path: Path, tmp_path: Path) -> None:
         if stage.trainer == "given":
             assert (ROOT / stage.settings["model"] / "config.json").exists()
             continue
-        settings = {key: value for key, value in stage.settings.items() if key not in ("proposal", "history")}
+        settings = {key: value for key, value in stage.settings.items() if key not in ("proposal", "wrapper")}
         made = TRAINERS[stage.trainer](str(tmp_path), **{**shared, "use_cpu": True, "report_to": "none", **settings})
         embedded = arguments.base is None or (ROOT / arguments.base).exists()
         assert 0 < made.max_steps and (stage.trainer != "rl" or not embedded or made.max_steps <= 60)

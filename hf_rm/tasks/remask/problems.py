@@ -152,7 +152,7 @@ class Problems(Protocol):
     tokenizer: Any
     verdicts: tuple[str, ...]  # those of an outcome's values that are true or false
 
-    def model(self, kind: Kind, start: str | None, history: dict[str, Any]) -> Any:
+    def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A model to begin the supervised stage with."""
 
     def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
@@ -207,7 +207,7 @@ class SudokuProblems:
     def __init__(self, arguments: ProblemArguments) -> None:
         self.arguments, self.tokenizer = arguments, build_sudoku_tokenizer()
 
-    def model(self, kind: Kind, start: str | None, history: dict[str, Any]) -> Any:
+    def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A fresh one, or the whole model of `base`."""
         args = self.arguments
         if start is not None:
@@ -217,13 +217,15 @@ class SudokuProblems:
         if args.canvas == "draft" and kind != "rm":
             raise ValueError("`canvas` is 'draft', but only RM revises drafts: pass canvas='masks' or train RM alone.")
         if kind != "remedi":
+            if wrapper:
+                raise ValueError(f"`wrapper` is {wrapper}: on Sudoku it is for RemeDi alone, leave it out.")
             model = build_sudoku_model("no-hr" if kind == "sft" else "hr-decay-her", num_layers=args.num_layers)
             editable = "all" if args.canvas == "draft" else "auto"
             model.generation_config = model.generation_config.updated(editable=editable, patience=1, max_steps=None)
             return model
         own = sudoku_config(num_layers=args.num_layers)
         names = ("text_config", "mask_token_id", "position_groups", "attention_groups", "backbone_positions")
-        return RemeDiForMaskedDiffusion(RemeDiConfig(**{name: getattr(own, name) for name in names}))
+        return RemeDiForMaskedDiffusion(RemeDiConfig(**{name: getattr(own, name) for name in names}, **wrapper))
 
     def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
         """As it was saved."""
@@ -356,11 +358,11 @@ class MathProblems:
         self.task = build_math_task(args.task, args.train_data, args.test_data, args.template, *counts)
         self.name, self.tokenizer = self.task.name, AutoTokenizer.from_pretrained(args.base)
 
-    def model(self, kind: Kind, start: str | None, history: dict[str, Any]) -> Any:
+    def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """The base, or a plain checkpoint, wrapped for the policy; a wrapper as it is."""
         set_seed(0)  # nothing but the stream is drawn in wrapping
         name = self.arguments.base if start is None else start
-        settings = {"rm": history, "sft": {"history": False}, "remedi": {}}[kind]
+        settings = {"history": False} if kind == "sft" else wrapper
         loading = as_dict(self.arguments.backbone_kwargs)
         return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)  # type: ignore[arg-type]
 

@@ -57,8 +57,8 @@ class Stage:
     Attributes:
         trainer: See the module.
         after: The stage that it begins with; None: the base.
-        settings: Of its trainer's arguments; for `remask` and `rm` also `proposal` (`"top-k"`, `"uniform"`), for `rm`
-            `history`, arguments of the wrapper; for `given` `model`, a folder or name, and `policy`.
+        settings: Of its trainer's arguments; for `remask` and `rm` also `proposal` (`"top-k"`, `"uniform"`) and
+            `wrapper`, arguments of its configuration; for `given` `model`, a folder or name, and `policy`.
         shown: Whether it is evaluated.
 
     Example:
@@ -238,10 +238,10 @@ class RemaskStages:
     def _supervised(self, name: str, seed: int) -> Any:
         stage, settings = self.stages[name], dict(self.stages[name].settings)
         proposal = settings.pop("proposal", "top-k" if stage.trainer == "rm" else "uniform")
-        history = settings.pop("history", {})
+        wrapper = settings.pop("wrapper", {})
         start = None if stage.after is None else str(self.folder(stage.after, seed))
         set_seed(seed)
-        model = self.problems.model(KINDS[stage.trainer], start, history)
+        model = self.problems.model(KINDS[stage.trainer], start, wrapper)
         kind, arguments = _SUPERVISED[stage.trainer]
         more = {}
         if stage.trainer != "sft":
@@ -374,6 +374,6 @@ _TRAINING_SETTINGS = frozenset(
     weight_decay adam_beta1 adam_beta2 optim bf16 max_length min_mask_rate policy_weight incorrect_rate law horizon
     max_attempts min_corruption_rate max_corruption_rate full_corruption reset_mask_row blank_rows edit_weight
     loss_clip pool_fraction pool_start pool_start_step pool_max_age num_generations num_iterations temperature epsilon
-    epsilon_high loss_steps ratio_level greedy_last_step scale_rewards proposal history
+    epsilon_high loss_steps ratio_level greedy_last_step scale_rewards proposal wrapper
     """.split()
 )
