@@ -142,7 +142,7 @@ def test_both_policies_and_the_table_on_word_problems(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["remedi", "rm"])
 def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"train_rows": 16, "eval_rows": 3, "num_layers": 1, "policy": policy, **TINY_RL}
+    small = {"train_rows": 16, "eval_rows": 3, "num_layers": 3, "policy": policy, **TINY_RL}
     decoding = {"decoding_remedi": {"block_length": 81, "steps": 3}, "decoding_rm": {"max_steps": 3}}
     first = {**TINY, "max_steps": 1, "learning_rate": 0.001}
     launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", sft=first, **small, **decoding)
@@ -161,7 +161,7 @@ def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_remask_sft_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"train_rows": 8, "eval_rows": 3, "num_layers": 1, "max_steps": 1, **TINY}
+    small = {"train_rows": 8, "eval_rows": 3, "num_layers": 3, "max_steps": 1, **TINY}
     launch("remask_sft", tmp_path / "out", monkeypatch, "remask-sft-sudoku", **small)
     records = json.loads((tmp_path / "out" / "records.json").read_text())
     assert records["stages"]["remask-sft"]["forwards"][0] == 12 and "curves" not in records

@@ -201,11 +201,12 @@ def gathered(found: dict[int, Any]) -> list[Any]:
 class SudokuProblems:
     """Boards: with hidden cells to fill in, or with wrong ones to revise."""
 
-    name = "sudoku"
-    verdicts = ("exact", "valid")
+    name: str = "sudoku"
+    verdicts: tuple[str, ...] = ("exact", "valid")
 
     def __init__(self, arguments: ProblemArguments) -> None:
-        self.arguments, self.tokenizer = arguments, build_sudoku_tokenizer()
+        self.arguments = arguments
+        self.tokenizer: Any = build_sudoku_tokenizer()
 
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A fresh one, or the whole model of `base`."""
@@ -348,7 +349,7 @@ def _of_whole_board(reward: Any) -> Any:
 class MathProblems:
     """Questions with a final answer: the made ones, or a data set's."""
 
-    verdicts = ("right",)
+    verdicts: tuple[str, ...] = ("right",)
 
     def __init__(self, arguments: ProblemArguments) -> None:
         if arguments.base is None:
@@ -356,7 +357,8 @@ class MathProblems:
         args = self.arguments = arguments
         counts = args.train_rows, args.eval_rows
         self.task = build_math_task(args.task, args.train_data, args.test_data, args.template, *counts)
-        self.name, self.tokenizer = self.task.name, AutoTokenizer.from_pretrained(args.base)
+        self.name: str = self.task.name
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(args.base)
 
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """The base, or a plain checkpoint, wrapped for the policy; a wrapper as it is."""
@@ -364,7 +366,7 @@ class MathProblems:
         name = self.arguments.base if start is None else start
         settings = {"history": False} if kind == "sft" else wrapper
         loading = as_dict(self.arguments.backbone_kwargs)
-        return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)  # type: ignore[arg-type]
+        return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)
 
     def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
         """As it was saved; vanilla fine-tuning saves the plain backbone."""
@@ -397,8 +399,16 @@ class MathProblems:
             return UniformProposal(config.vocab_size, excluded=excluded)
         args = self.arguments
         frozen = self.model("sft", start, {}).to(PartialState().device).eval()
-        settings = {"k": args.proposal_top_k, "probe": args.probe, "seed": seed, "batch_size": args.eval_batch_size}
-        cache = build_topk_cache(frozen, self.rows(seed), folder / "top-k", tokenizer=self.tokenizer, **settings)
+        cache = build_topk_cache(
+            frozen,
+            self.rows(seed),
+            folder / "top-k",
+            k=args.proposal_top_k,
+            probe=args.probe,
+            seed=seed,
+            tokenizer=self.tokenizer,
+            batch_size=args.eval_batch_size,
+        )
         return FrozenTopKProposal(cache)
 
     def prompts(self, seed: int) -> list[dict[str, Any]]:

@@ -264,7 +264,7 @@ class RemaskStages:
         stage = self.stages[name]
         assert stage.after is not None
         # Rollouts are decoded as the evaluation is, but drawn.
-        own = {"decoding": self.arguments.decoding(self.kind(name))}
+        own: dict[str, Any] = {"decoding": self.arguments.decoding(self.kind(name))}
         own["max_completion_length"] = self.arguments.completion_length
         config = self._arguments(RemaskGRPOConfig, name, seed, **{**stage.settings, **own})
         set_seed(seed)
