@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments, RMTrainingArguments
@@ -198,14 +201,25 @@ def test_an_adapter_goes_through_both_stages(tmp_path: Path) -> None:
     )
     stages = {
         "remask-sft": Stage("remask", settings={**TINY, "max_steps": 1}),
-        "remask-sft+rl": Stage("rl", after="remask-sft", settings={**TINY_RL, "max_steps": 1}),
+        "remask-sft+rl": Stage(
+            "rl", after="remask-sft", settings={**TINY_RL, "save_strategy": "steps", "save_steps": 1}
+        ),
     }
     run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path, lora_rank=2)
     outcome, _ = run.outcome("remask-sft+rl", 0)
     assert len(outcome.main) == 2
-    for name in stages:
-        folder = tmp_path / "seed0" / name
-        assert (folder / "adapter_config.json").exists() and not (folder / "model.safetensors").exists()
+    first, folder = (tmp_path / "seed0" / name for name in stages)
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    whole = load_file(adapter)
+    assert not list(folder.glob("model*.safetensors")) and any("stream" in name for name in whole)
+    before = load_file(first / "adapter" / "adapter_model.safetensors")
+    assert before.keys() == whole.keys() and any(not torch.equal(before[name], whole[name]) for name in whole)
+    # Stopped after the first update, it goes on to the same weights.
+    for path in (folder / "finished.json", folder / "checkpoint-2", folder / "adapter"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run.train("remask-sft+rl", 0)
+    again = load_file(adapter)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
     with pytest.raises(ValueError, match="adapters all start from the base"):
         more = {"start": Stage("sft"), "remask-sft": Stage("remask", after="start")}
         RemaskStages(arguments, run.problems, more, tmp_path, lora_rank=2)

@@ -369,8 +369,10 @@ class MathProblems:
         return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)
 
     def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
-        """As it was saved; vanilla fine-tuning saves the plain backbone."""
-        if kind == "sft" and not (folder / "adapter_config.json").exists():
+        """As it was saved: the wrapper, an adapter on the base, or after vanilla fine-tuning the plain backbone."""
+        if (folder / "adapter").exists():
+            options |= as_dict(self.arguments.backbone_kwargs)
+        elif kind == "sft":
             return self.model(kind, str(folder), {})
         return WRAPPERS[kind].from_pretrained(folder, **options)
 

@@ -26,6 +26,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...evaluation.statistics import Interval
+from ...hub import save_adapter_for_hub
 from ...training import (
     MaskedSFTArguments,
     MaskedSFTTrainer,
@@ -280,11 +281,14 @@ class RemaskStages:
         clock = Clock(folder, checkpoint is not None)
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=checkpoint)
-        if not plain or self.lora_rank:
+        if not plain and not self.lora_rank:
             trainer.save_model(str(folder))
         if PartialState().is_main_process:
-            if plain and not self.lora_rank:
-                trainer.accelerator.unwrap_model(trainer.model).model.save_pretrained(folder)
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            if self.lora_rank:
+                save_adapter_for_hub(model, folder)
+            elif plain:
+                model.model.save_pretrained(folder)
             self.problems.tokenizer.save_pretrained(folder)
             write_json(folder / "logs.json", trainer.state.log_history)
             write_json(folder / FINISHED, {"steps": trainer.state.global_step, "cpu_seconds": clock.seconds})
