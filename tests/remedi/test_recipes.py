@@ -271,15 +271,20 @@ def test_models_that_do_not_fit_the_problem() -> None:
 
 
 def test_arguments_that_the_recipes_have_their_own_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for own, message in (
-        ({"model_init_kwargs": {"a": 1}}, "backbone_kwargs"),
-        ({"decoding": {"steps": 3}}, "decoding_rm"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", **own)
+    with pytest.raises(ValueError, match="pass `backbone_kwargs`"):
+        launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", model_init_kwargs={"a": 1})
     with pytest.raises(ValueError, match="pass --policy rm"):
         launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", canvas="draft")
     assert not (tmp_path / "out").exists()
+
+
+def test_rollouts_are_decoded_as_in_evaluation_but_for_what_the_stage_says(tmp_path: Path) -> None:
+    arguments = ProblemArguments(decoding_rm='{"max_steps": 64, "patience": 2}')
+    stages = {"rm": Stage("rm"), "a": Stage("rl", "rm"), "b": Stage("rl", "a", {"decoding": {"max_steps": 16}})}
+    run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path)
+    assert run.rollouts("a") == {"max_steps": 64, "patience": 2} and run.kind("b") == "rm"
+    assert run.settings("b", 0)["decoding"] == {"max_steps": 16, "patience": 2}
+    assert run.chain("b") == ["rm", "a", "b"] and run.settings("b", 0)["after"] == run.settings("a", 0)
 
 
 # Problems and numbers

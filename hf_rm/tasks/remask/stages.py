@@ -37,7 +37,7 @@ from ...training import (
     default_lora_config,
 )
 from ...training.stages import claim_folder, write_json
-from .problems import Kind, Outcome, ProblemArguments, Problems
+from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
 
 FINISHED, CLOCK = "finished.json", "cpu_seconds.json"
 KINDS: dict[str, Kind] = {"sft": "sft", "remask": "remedi", "rm": "rm"}
@@ -59,7 +59,8 @@ class Stage:
         trainer: See the module.
         after: The stage that it begins with; None: the base.
         settings: Of its trainer's arguments; for `remask` and `rm` also `proposal` (`"top-k"`, `"uniform"`) and
-            `wrapper`, arguments of its configuration; for `given` `model`, a folder or name, and `policy`.
+            `wrapper`, arguments of its configuration; for `rl` perhaps `decoding`, what rollouts do otherwise than the
+            evaluation; for `given` `model`, a folder or name, and `policy`.
         shown: Whether it is evaluated.
 
     Example:
@@ -221,9 +222,13 @@ class RemaskStages:
         named = {key: getattr(args, key) for key in _PROBLEM_SETTINGS}
         named |= {"trainer": stage.trainer, "seed": seed, "lora_rank": self.lora_rank, **_readable(own)}
         if stage.trainer == "rl":
-            named |= {"rewards": args.rewards, "decoding": args.decoding(self.kind(name))}
+            named |= {"rewards": args.rewards, "decoding": self.rollouts(name)}
         before = None if stage.after is None else self.settings(stage.after, seed)
         return named | {"after": before, "processes": PartialState().num_processes}
+
+    def rollouts(self, name: str) -> dict[str, Any]:
+        """How the rollouts of an `rl` stage are decoded: as in evaluation, with what its `decoding` says otherwise."""
+        return self.arguments.decoding(self.kind(name)) | as_dict(self.stages[name].settings.get("decoding") or {})
 
     def _finished(self, folder: Path, settings: dict[str, Any]) -> bool:
         if PartialState().is_main_process:
@@ -264,9 +269,7 @@ class RemaskStages:
 
         stage = self.stages[name]
         assert stage.after is not None
-        # Rollouts are decoded as the evaluation is, but drawn.
-        own: dict[str, Any] = {"decoding": self.arguments.decoding(self.kind(name))}
-        own["max_completion_length"] = self.arguments.completion_length
+        own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
         config = self._arguments(RemaskGRPOConfig, name, seed, **{**stage.settings, **own})
         set_seed(seed)
         # The adapter of the stage before is in the model, and goes on.
@@ -346,16 +349,12 @@ def training_settings(args: Any) -> dict[str, Any]:
     A parsed command line's trainer arguments as a stage's settings.
 
     Raises:
-        ValueError: for arguments that the recipes' own take the place of.
+        ValueError: for `model_init_kwargs`, where the recipe loads the model.
     """
     if args.model_init_kwargs:
         raise ValueError("`model_init_kwargs` is given, but the recipe loads the model: pass `backbone_kwargs`.")
-    if getattr(args, "decoding", None):
-        raise ValueError(
-            "`decoding` is given: rollouts are decoded by `decoding_remedi` and `decoding_rm`, pass those."
-        )
     # The stage says the first two; the others follow from settings that are there as well.
-    left_out = ("output_dir", "seed", "generation_batch_size", "max_completion_length", "decoding")
+    left_out = ("output_dir", "seed", "generation_batch_size", "max_completion_length")
     return {item.name: getattr(args, item.name) for item in fields(args) if item.init and item.name not in left_out}
 
 
