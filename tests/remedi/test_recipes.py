@@ -187,6 +187,10 @@ def test_the_shipped_model_on_drafts_against_the_ceiling(tmp_path: Path) -> None
     assert missing.ceiling() is None
 
 
+def sum_of_tokens(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    return [sum(ids) / 10 for ids in completion_ids]
+
+
 @pytest.mark.slow
 def test_an_adapter_goes_through_both_stages(tmp_path: Path) -> None:
     """As for LLaDA-8B: what reinforcement trains is the adapter of the first stage."""
@@ -202,10 +206,14 @@ def test_an_adapter_goes_through_both_stages(tmp_path: Path) -> None:
     stages = {
         "remask-sft": Stage("remask", settings={**TINY, "max_steps": 1}),
         "remask-sft+rl": Stage(
-            "rl", after="remask-sft", settings={**TINY_RL, "save_strategy": "steps", "save_steps": 1}
+            "rl",
+            after="remask-sft",
+            settings={**TINY_RL, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3},
         ),
     }
-    run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path, lora_rank=2)
+    problems: Any = build_problems(arguments)
+    problems.reward_functions = lambda: [sum_of_tokens]  # right answers are not to be had so soon
+    run = RemaskStages(arguments, problems, stages, tmp_path, lora_rank=2)
     outcome, _ = run.outcome("remask-sft+rl", 0)
     assert len(outcome.main) == 2
     first, folder = (tmp_path / "seed0" / name for name in stages)
