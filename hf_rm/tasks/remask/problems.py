@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer, set_seed
 
+from ...adapters_rm import ADAPTER_FOLDER, _load_base, find_adapter
 from ...corruption import FixedProposal, FrozenTopKProposal, Proposal, UniformProposal, build_topk_cache
 from ...corruption.collator import pad_rows
 from ...corruption.random import KeyedUniforms, row_keys
@@ -155,8 +156,8 @@ class Problems(Protocol):
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A model to begin the supervised stage with."""
 
-    def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
-        """A model that a stage saved."""
+    def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
+        """A model that a stage saved; an adapted one as a PeftModel if it is to be trained further."""
 
     def rows(self, seed: int) -> list[dict[str, Any]]:
         """Rows of the supervised stages."""
@@ -183,6 +184,22 @@ class Problems(Protocol):
 def build_problems(arguments: ProblemArguments) -> Problems:
     """Those that the arguments name."""
     return SudokuProblems(arguments) if arguments.task == "sudoku" else MathProblems(arguments)
+
+
+def _loaded(kind: Kind, folder: Path, trainable: bool, **loading: Any) -> Any:
+    """A saved wrapper; with an adapter `loading` is for its base, and what is trained on is a PeftModel."""
+    if find_adapter(folder) is None:
+        return WRAPPERS[kind].from_pretrained(folder)
+    if not trainable:
+        return WRAPPERS[kind].from_pretrained(folder, **loading)
+    from peft import PeftModel
+
+    config = WRAPPERS[kind].config_class.from_pretrained(folder)
+    base = _load_base(WRAPPERS[kind], folder, config, False, {}, loading)
+    model = PeftModel.from_pretrained(base, folder / ADAPTER_FOLDER, is_trainable=True)
+    # PEFT takes the config at that name for one of the wrapper's class, and the base's is another.
+    model.peft_config["default"].base_model_name_or_path = base.config.name_or_path
+    return model
 
 
 def share_of(count: int) -> range:
@@ -228,9 +245,9 @@ class SudokuProblems:
         names = ("text_config", "mask_token_id", "position_groups", "attention_groups", "backbone_positions")
         return RemeDiForMaskedDiffusion(RemeDiConfig(**{name: getattr(own, name) for name in names}, **wrapper))
 
-    def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
+    def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved."""
-        return WRAPPERS[kind].from_pretrained(folder, **options)
+        return _loaded(kind, folder, trainable)
 
     def rows(self, seed: int) -> list[dict[str, Any]]:
         """Solved boards, every cell of which may change."""
@@ -368,13 +385,11 @@ class MathProblems:
         loading = as_dict(self.arguments.backbone_kwargs)
         return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)
 
-    def load(self, kind: Kind, folder: Path, **options: Any) -> Any:
+    def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved: the wrapper, an adapter on the base, or after vanilla fine-tuning the plain backbone."""
-        if (folder / "adapter").exists():
-            options |= as_dict(self.arguments.backbone_kwargs)
-        elif kind == "sft":
+        if kind == "sft" and find_adapter(folder) is None:
             return self.model(kind, str(folder), {})
-        return WRAPPERS[kind].from_pretrained(folder, **options)
+        return _loaded(kind, folder, trainable, **as_dict(self.arguments.backbone_kwargs))
 
     @cached_property
     def _train(self) -> list[Any]:

@@ -36,6 +36,7 @@ from ...training import (
     RMTrainingArguments,
     default_lora_config,
 )
+from ...training.lora import is_adapted
 from ...training.stages import claim_folder, write_json
 from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
 
@@ -197,9 +198,9 @@ class RemaskStages:
         after = self.stages[name].after
         return [*(self.chain(after) if after else []), name]
 
-    def load(self, name: str, seed: int, **options: Any) -> Any:
+    def load(self, name: str, seed: int) -> Any:
         """The model of a finished stage."""
-        return self.problems.load(self.kind(name), self.folder(name, seed), **options)
+        return self.problems.load(self.kind(name), self.folder(name, seed))
 
     # Training
 
@@ -272,11 +273,12 @@ class RemaskStages:
         own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
         config = self._arguments(RemaskGRPOConfig, name, seed, **{**stage.settings, **own})
         set_seed(seed)
-        # The adapter of the stage before is in the model, and goes on.
-        model = self.load(stage.after, seed, **({"is_trainable": True} if self.lora_rank else {}))
-        rows = Dataset.from_list(self.problems.prompts(seed))
+        # The adapter of the stage before goes on; where that has none, a fresh one is trained.
+        model = self.problems.load(self.kind(name), self.folder(stage.after, seed), trainable=True)
+        adapter = default_lora_config(model, r=self.lora_rank) if self.lora_rank and not is_adapted(model) else None
+        rows, tokenizer = Dataset.from_list(self.problems.prompts(seed)), self.problems.tokenizer
         rewards = self.problems.reward_functions()
-        return RemaskGRPOTrainer(model, rewards, config, rows, processing_class=self.problems.tokenizer)
+        return RemaskGRPOTrainer(model, rewards, config, rows, processing_class=tokenizer, peft_config=adapter)
 
     def _finish(self, trainer: Any, folder: Path, plain: bool) -> None:
         """Train, going on where a stopped run was; save what the next stage loads, and say so last."""
@@ -284,11 +286,11 @@ class RemaskStages:
         clock = Clock(folder, checkpoint is not None)
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=checkpoint)
-        if not plain and not self.lora_rank:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if not plain and not is_adapted(model):
             trainer.save_model(str(folder))
         if PartialState().is_main_process:
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            if self.lora_rank:
+            if is_adapted(model):
                 save_adapter_for_hub(model, folder)
             elif plain:
                 model.model.save_pretrained(folder)
