@@ -1,0 +1,341 @@
+"""The Remask recipes: their configurations, all stages with tiny settings, what is refused, what the report says."""
+
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from trl import TrlParser
+
+from hf_rm import RemaskSFTArguments, RMTrainingArguments
+from hf_rm.evaluation.statistics import wilson_interval
+from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, build_problems, planted_errors
+from hf_rm.tasks.remask.report import less, plot_rewards, rewards_of, summary
+from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages
+from hf_rm.tasks.sudoku import MASK_ID
+from hf_rm.training import MaskedSFTArguments
+from hf_rm.training.grpo import RemaskGRPOConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "configs"
+TRAINERS = {"sft": MaskedSFTArguments, "remask": RemaskSFTArguments, "rm": RMTrainingArguments, "rl": RemaskGRPOConfig}
+TINY = {"per_device_train_batch_size": 4, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+TINY_RL = {**TINY, "num_generations": 2, "loss_steps": 2, "max_steps": 2, "logging_steps": 1}
+
+
+def recipe(name: str) -> Any:
+    path = list(sys.path)
+    specification = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[f"{name}_recipe"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
+def launch(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, **changes: Any) -> None:
+    """A recipe's main with a shipped configuration, made small."""
+    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text()) | {"output_dir": str(folder), **changes}
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(path)])
+    monkeypatch.chdir(ROOT)
+    recipe(name).main()
+
+
+# Configurations
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("remask-*.yaml")), ids=lambda path: path.stem)
+def test_configurations_are_what_they_say(path: Path, tmp_path: Path) -> None:
+    name = "remask_" + path.stem.split("-")[1]
+    assert f"recipes/{name}.py" in path.read_text() and f"output_dir: outputs/{path.stem}\n" in path.read_text()
+    text = path.read_text().replace("bf16: true", "bf16: false")  # this may be a CPU
+    (tmp_path / "config.yaml").write_text(text)
+    module = recipe(name)
+    main: dict[str, Any] = {"remask_sft": RemaskSFTArguments, "remask_rl": RemaskGRPOConfig}
+    own = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)
+    kinds = (own, main[name]) if name in main else (own,)
+    arguments, *training = TrlParser(kinds).parse_args_and_config(["--config", str(tmp_path / "config.yaml")])
+    if name == "remask_compare":
+        stages = read_stages(arguments.stages, arguments.supervised, arguments.rl)
+        shared = arguments.shared
+    elif name == "remask_rl":
+        stages = {}
+        for policy in ("remedi", "rm") if arguments.start is None else (arguments.policy,):
+            stages |= module.stages_of(replace(arguments, policy=policy), training[0])
+        shared = {}
+    else:
+        stages, shared = {}, {}
+        assert training[0].max_steps > 0
+    for stage in stages.values():
+        if stage.trainer == "given":
+            assert (ROOT / stage.settings["model"] / "config.json").exists()
+            continue
+        settings = {key: value for key, value in stage.settings.items() if key not in ("proposal", "wrapper")}
+        made = TRAINERS[stage.trainer](str(tmp_path), **{**shared, "use_cpu": True, "report_to": "none", **settings})
+        embedded = arguments.base is None or (ROOT / arguments.base).exists()
+        assert 0 < made.max_steps and (stage.trainer != "rl" or not embedded or made.max_steps <= 60)
+    # Every kind of model has as many forward passes.
+    remedi, rm, sft = (arguments.decoding(kind) for kind in ("remedi", "rm", "sft"))
+    counts = {values[key] for values, key in ((remedi, "steps"), (rm, "max_steps"), (sft, "steps")) if values}
+    assert len(counts) == 1
+
+
+# The stages
+
+
+@pytest.mark.slow
+def test_both_policies_and_the_table_on_word_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped comparison with every step count at one or two; launched again it trains and decodes nothing."""
+    given = yaml.safe_load((CONFIGS / "remask-compare-words.yaml").read_text())
+    for stage in given["stages"].values():
+        stage |= {"max_steps": 2 if stage["trainer"] == "rl" else 1}
+    changes = {
+        "seeds": [0],
+        "stages": {name: given["stages"][name] for name in ("start", "sft", "remask-sft-short", "rm-short")}
+        | {name: given["stages"][name] for name in ("remask-sft+rl", "rm+rl")},
+        "supervised": {**given["supervised"], **TINY},
+        "rl": {**given["rl"], **TINY_RL},
+        "shared": {"report_to": "none"},
+        "train_rows": 16,
+        "eval_rows": 6,
+        "decoding_sft": {"preset": "llada", "steps": 4},
+        "decoding_remedi": {"block_length": 40, "steps": 4, "stop_at_eos": False},
+        "decoding_rm": {"reveal": "confidence", "steps": 3, "revise": "reflective", "max_steps": 4},
+    }
+    out = tmp_path / "out"
+    launch("remask_compare", out, monkeypatch, "remask-compare-words", **changes)
+    records = json.loads((out / "records.json").read_text())
+    assert list(records["stages"]) == ["sft", "remask-sft-short", "rm-short", "remask-sft+rl", "rm+rl"]
+    for row in records["stages"].values():
+        assert row["forwards"][0] <= 4 and 0 <= row["right"][1] <= row["right"][2] <= 1 and row["right"][3] == 6
+        low, area, high = (row["auroc"]["seed 0"]["planted"][i] for i in (1, 0, 2))
+        assert 0 <= low <= area <= high <= 1
+        assert row["cpu minutes"] > 0
+    assert (
+        records["stages"]["rm+rl"]["less its start"] is not None and records["stages"]["sft"]["less its start"] is None
+    )
+    assert [len(records["curves"][name][0]["reward"]) for name in ("remask-sft+rl", "rm+rl")] == [2, 2]
+    assert (out / "rewards.png").stat().st_size > 5000
+    assert (out / "seed0" / "rm+rl" / "finished.json").exists()
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("what is done was done again")
+
+    monkeypatch.setattr("hf_rm.tasks.remask.stages.RemaskStages._finish", nothing)
+    monkeypatch.setattr("hf_rm.tasks.remask.problems.MathProblems.evaluate", nothing)
+    launch("remask_compare", out, monkeypatch, "remask-compare-words", **changes)
+    assert json.loads((out / "records.json").read_text()) == records
+    changes["stages"]["rm-short"] |= {"max_steps": 5}
+    with pytest.raises(ValueError, match="max_steps is 1 there and 5 here"):
+        launch("remask_compare", out, monkeypatch, "remask-compare-words", **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["remedi", "rm"])
+def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"train_rows": 16, "eval_rows": 3, "num_layers": 3, "policy": policy, **TINY_RL}
+    decoding = {"decoding_remedi": {"block_length": 81, "steps": 3}, "decoding_rm": {"max_steps": 3}}
+    first = {**TINY, "max_steps": 1, "learning_rate": 0.001}
+    launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", sft=first, **small, **decoding)
+    name = {"remedi": "remask-sft", "rm": "rm"}[policy]
+    records = json.loads((tmp_path / "out" / policy / "records.json").read_text())
+    assert list(records["stages"]) == [name, f"{name}+rl"]
+    for row in records["stages"].values():
+        assert row["forwards"][0] <= 3 and row["ceiling"] is None and 0 <= row["conflict cells"][0] <= 81
+    # A model that is there, in place of the supervised stage: the same reinforcement of the same weights.
+    start = tmp_path / "out" / policy / "seed42" / name
+    launch("remask_rl", tmp_path / "again", monkeypatch, "remask-rl-sudoku", start=str(start), **small, **decoding)
+    again = json.loads((tmp_path / "again" / policy / "records.json").read_text())
+    assert again["stages"][name]["exact"] == records["stages"][name]["exact"]
+    assert again["stages"][name]["cpu minutes"] is None
+
+
+@pytest.mark.slow
+def test_remask_sft_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"train_rows": 8, "eval_rows": 3, "num_layers": 3, "max_steps": 1, **TINY}
+    launch("remask_sft", tmp_path / "out", monkeypatch, "remask-sft-sudoku", **small)
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert records["stages"]["remask-sft"]["forwards"][0] == 12 and "curves" not in records
+
+
+@pytest.mark.slow
+def test_the_shipped_model_on_drafts_against_the_ceiling(tmp_path: Path) -> None:
+    """Nothing is trained: the first boards of the evaluation set, their ceiling, confidence by Eq. 1's two atoms."""
+    arguments = ProblemArguments(
+        canvas="draft", eval_rows=8, decoding_rm={"max_steps": 12}, ceiling_dir=str(ROOT / "benchmarks" / "results")
+    )
+    problems = build_problems(arguments)
+    given = Stage("given", settings={"model": str(ROOT / "model_cards" / "rm-sudoku"), "policy": "rm"})
+    outcome, trust = RemaskStages(arguments, problems, {"rm": given}, tmp_path).outcome("rm", 0)
+    assert len(outcome.main) == 8 and outcome.main.mean() >= 0.6 and max(outcome.values["forwards"]) <= 12
+    assert trust["planted"].value > 0.95 and trust["planted"].observations == 8 * 81
+    ceiling = problems.ceiling()
+    assert ceiling is not None and len(ceiling) == 8 and 0.5 < ceiling.mean() <= 1
+    missing = build_problems(replace(arguments, ceiling_dir=str(tmp_path)))
+    assert missing.ceiling() is None
+
+
+def sum_of_tokens(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    return [sum(ids) / 10 for ids in completion_ids]
+
+
+@pytest.mark.slow
+def test_an_adapter_goes_through_both_stages(tmp_path: Path) -> None:
+    """As for LLaDA-8B: what reinforcement trains is the adapter of the first stage."""
+    arguments = ProblemArguments(
+        task="word-problems",
+        base=str(ROOT / "model_cards" / "tiny-math-base"),
+        rewards=["answer", "format"],
+        completion_length=40,
+        train_rows=8,
+        eval_rows=2,
+        decoding_remedi={"block_length": 40, "steps": 3, "stop_at_eos": False},
+    )
+    stages = {
+        "remask-sft": Stage("remask", settings={**TINY, "max_steps": 1}),
+        "remask-sft+rl": Stage(
+            "rl",
+            after="remask-sft",
+            settings={**TINY_RL, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-3},
+        ),
+    }
+    problems: Any = build_problems(arguments)
+    problems.reward_functions = lambda: [sum_of_tokens]  # right answers are not to be had so soon
+    run = RemaskStages(arguments, problems, stages, tmp_path, lora_rank=2)
+    outcome, _ = run.outcome("remask-sft+rl", 0)
+    assert len(outcome.main) == 2
+    first, folder = (tmp_path / "seed0" / name for name in stages)
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    whole = load_file(adapter)
+    assert not list(folder.glob("model*.safetensors")) and any("stream" in name for name in whole)
+    before = load_file(first / "adapter" / "adapter_model.safetensors")
+    assert before.keys() == whole.keys() and any(not torch.equal(before[name], whole[name]) for name in whole)
+    # Stopped after the first update, it goes on to the same weights.
+    for path in (folder / "finished.json", folder / "checkpoint-2", folder / "adapter"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run.train("remask-sft+rl", 0)
+    again = load_file(adapter)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    with pytest.raises(ValueError, match="adapters all start from the base"):
+        more = {"start": Stage("sft"), "remask-sft": Stage("remask", after="start")}
+        RemaskStages(arguments, run.problems, more, tmp_path, lora_rank=2)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({}, "`stages` is empty"),
+        ({"a": {"trainer": "ppo"}}, "stage 'a' has the trainer 'ppo'"),
+        ({"a": {"trainer": "rl"}}, "stage 'a' reinforces nothing"),
+        ({"a": {"trainer": "rm", "after": "b"}}, "stage 'a' comes after 'b', which is no stage"),
+        ({"a": {"trainer": "sft"}, "b": {"trainer": "rl", "after": "a"}}, "let it follow a stage with a policy"),
+        ({"a": {"trainer": "rm"}, "b": {"trainer": "remask", "after": "a"}}, "let it follow vanilla fine-tuning"),
+        ({"a": {"trainer": "given", "model": "x"}}, "stage 'a' is given: it needs"),
+    ],
+)
+def test_stages_that_cannot_work(stages: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_stages(stages, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "chess"}, "`task` is 'chess'"),
+        ({"rewards": ["answer"]}, "`rewards` is .'answer'., but task 'sudoku' has valid, exact, conflicts"),
+        ({"canvas": "photo"}, "`canvas` is 'photo'"),
+        ({"hidden_cells": [5]}, "`hidden_cells` is"),
+        ({"hidden_cells": [5, 82]}, "`hidden_cells` is"),
+        ({"eval_rows": 0}, "`eval_rows` is 0"),
+    ],
+)
+def test_problems_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProblemArguments(**settings)
+
+
+def test_models_that_do_not_fit_the_problem() -> None:
+    with pytest.raises(ValueError, match="`base` is None: task 'word-problems'"):
+        build_problems(ProblemArguments(task="word-problems", rewards=["answer"]))
+    with pytest.raises(ValueError, match="only RM revises drafts"):
+        build_problems(ProblemArguments(canvas="draft")).model("remedi", None, {})
+    with pytest.raises(ValueError, match="on Sudoku all begin afresh"):
+        build_problems(ProblemArguments()).model("rm", "somewhere", {})
+
+
+def test_arguments_that_the_recipes_have_their_own_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="pass `backbone_kwargs`"):
+        launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", model_init_kwargs={"a": 1})
+    with pytest.raises(ValueError, match="pass --policy rm"):
+        launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-sudoku", canvas="draft")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rollouts_are_decoded_as_in_evaluation_but_for_what_the_stage_says(tmp_path: Path) -> None:
+    arguments = ProblemArguments(decoding_rm='{"max_steps": 64, "patience": 2}')
+    stages = {"rm": Stage("rm"), "a": Stage("rl", "rm"), "b": Stage("rl", "a", {"decoding": {"max_steps": 16}})}
+    run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path)
+    assert run.rollouts("a") == {"max_steps": 64, "patience": 2} and run.kind("b") == "rm"
+    assert run.settings("b", 0)["decoding"] == {"max_steps": 16, "patience": 2}
+    assert run.chain("b") == ["rm", "a", "b"] and run.settings("b", 0)["after"] == run.settings("a", 0)
+
+
+# Problems and numbers
+
+
+def test_hidden_cells_are_as_many_as_asked_for_and_held_out_boards_are_others() -> None:
+    problems = build_problems(ProblemArguments(hidden_cells=[20, 22], train_rows=30, eval_rows=30))
+    rows = problems.prompts(0)
+    for row in rows:
+        hidden = [i for i, cell in enumerate(row["input_ids"]) if cell == MASK_ID]
+        assert 20 <= len(hidden) <= 22 and hidden == np.flatnonzero(row["editable_mask"]).tolist()
+    assert len({sum(row["editable_mask"]) for row in rows}) == 3
+    _, boards, _ = problems.held_out  # type: ignore[attr-defined]
+    assert not {row["solution"] for row in rows} & {"".join(map(str, board)) for board in boards}
+
+
+def test_planted_errors_are_as_many_as_said_and_keyed_by_the_row() -> None:
+    target = np.random.default_rng(0).integers(1, 30, (40, 50))
+    editable = np.arange(50) > 9
+    keys = list(range(40))
+    wrong = planted_errors(target, np.tile(editable, (40, 1)), 0, keys)
+    share = float((wrong != target)[:, editable].mean())
+    assert (wrong == target)[:, ~editable].all() and 0.12 < share < 0.18
+    assert set(np.unique(wrong)) <= set(np.unique(target))
+    part = planted_errors(target[5:6], editable[None], 0, keys[5:6])
+    assert ((part != target[5]) == (wrong != target)[5:6]).mean() > 0.95  # the same places
+
+
+def test_the_numbers_of_a_table() -> None:
+    """One seed: Wilson's interval of verdicts. Two: the rows' means, and the spread over the seeds."""
+    one = Outcome({"right": [1, 1, 0, 0], "forwards": [3, 5, 4, 4]}, [[]] * 4)
+    two = Outcome({"right": [1, 0, 0, 0], "forwards": [4, 4, 4, 4]}, [[]] * 4)
+    alone = summary([one], ("right",))
+    assert alone["right"] == list(wilson_interval(2, 4)) and alone["spread"] is None and alone["forwards"][0] == 4
+    both = summary([one, two], ("right",))
+    assert both["right"][0] == 0.375 and both["spread"] == pytest.approx(0.25 / math.sqrt(2))
+    difference = less([one, one], [two, two])
+    assert difference.value == 0.25 and difference.low <= 0.25 <= difference.high and difference.observations == 4
+
+
+def test_curves_have_a_point_a_logged_update(tmp_path: Path) -> None:
+    log = [{"step": i, "reward": 0.1 * i, "reward_std": 0.2, "other": 1.0} for i in (1, 2, 3)] + [{"step": 3}]
+    found = rewards_of(log)
+    assert found == {"step": [1, 2, 3], "reward": pytest.approx([0.1, 0.2, 0.3]), "reward_std": [0.2] * 3}
+    picture = plot_rewards({"rm+rl": [found, found], "remask-sft+rl": [found]}, tmp_path / "new" / "rewards.png")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
