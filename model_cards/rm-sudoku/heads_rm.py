@@ -33,11 +33,13 @@ class LogitsReader:
         read (`Callable`): scores (k, V) and which of the K rows they are, a slice, to a tuple of (k, ...) tensors. Run
             again in the backward pass: it must not change anything.
         chunk_rows (`int`): the most rows whose scores exist at a time.
+        wrap (`Callable`, *optional*): the head, a `Sequential`, to what is called in its place, chunk by chunk.
     """
 
     rows: Tensor
     read: Callable[[Tensor, slice], tuple[Tensor, ...]]
     chunk_rows: int
+    wrap: Callable[[nn.Sequential], Callable[[Tensor], Tensor]] | None = None
 
 
 def real_positions(attention_mask: Tensor) -> Tensor:
@@ -102,8 +104,10 @@ def read_logits(
     if head is None:
         return reader.read(chosen, slice(None))
 
-    def read(hidden: Tensor, part: slice, head: nn.Module = head) -> tuple[Tensor, ...]:
-        return reader.read(head(hidden), part)
+    scores = head if reader.wrap is None else reader.wrap(head)
+
+    def read(hidden: Tensor, part: slice) -> tuple[Tensor, ...]:
+        return reader.read(scores(hidden), part)
 
     chunks, step = [], reader.chunk_rows
     for number, hidden in enumerate(chosen.split(step)):
@@ -113,7 +117,7 @@ def read_logits(
     return tuple(torch.cat(column) for column in zip(*chunks, strict=True))
 
 
-def _head(model: PreTrainedModel) -> nn.Module | None:
+def _head(model: PreTrainedModel) -> nn.Sequential | None:
     """What turns hidden states into logits; None for a class in which that is not known to be all."""
     if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _SCALED):
         return None
