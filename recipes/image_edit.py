@@ -18,6 +18,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
 import copy
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,6 @@ from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer
-from hf_rm.training.stages import write_json
 
 SYSTEMS: dict[str, dict[str, str]] = {
     "rm": {"variant": "hr-decay-her", "decoding": "revise"},
@@ -315,7 +315,7 @@ def report(arguments: ImageEditArguments, records: list[Record], folder: Path) -
         if other is not None and other is not record:
             console.print(f"{record['name']} minus sft: {differences(record, other)}", soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "records.json", records)
+    (folder / "records.json").write_text(json.dumps(records))
     console.print(f"records: {folder / 'records.json'}", soft_wrap=True)
 
 
