@@ -45,7 +45,7 @@ def dimoo_prompt(instruction: str) -> str:
     The prompt of an edit, in the words that the checkpoint was trained with.
 
     Example:
-        >>> dimoo_prompt("remove the cat")[-32:]
+        >>> dimoo_prompt("remove the cat")[-36:]
         '</system><user>remove the cat</user>'
     """
     return f"<system>{SYSTEM_PROMPT}</system><user>{instruction}{_END_OF_USER}"

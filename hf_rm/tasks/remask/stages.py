@@ -378,7 +378,7 @@ _TRAINING_SETTINGS = frozenset(
     backbone_learning_rate muon_learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm
     weight_decay adam_beta1 adam_beta2 optim bf16 max_length min_mask_rate policy_weight incorrect_rate law horizon
     max_attempts min_corruption_rate max_corruption_rate full_corruption mask_row_batches blank_rows edit_weight
-    reveal_weights loss_clip pool_fraction pool_start pool_start_step pool_max_age num_generations num_iterations temperature epsilon
-    epsilon_high loss_steps ratio_level greedy_last_step scale_rewards proposal wrapper
+    reveal_weights loss_clip pool_fraction pool_start pool_start_step pool_max_age num_generations num_iterations
+    temperature epsilon epsilon_high loss_steps ratio_level greedy_last_step scale_rewards proposal wrapper
     """.split()
 )
