@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-rm", description="Reflective Masking for mask diffusion models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _add_probe(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -86,3 +90,40 @@ def _load(options: argparse.Namespace) -> Any:
         backbone_kwargs=loading,
         **{name: value for name, value in claims.items() if value is not None},
     )
+
+
+def _add_convert(commands: Any) -> None:
+    text = "save a bidirectional copy of a causal language model, with a mask token, to be trained as a diffusion model"
+    convert = commands.add_parser("convert", help=text, description=text)
+    convert.add_argument("name", help="Hub name or folder of a causal model with full attention, such as a SmolLM2")
+    convert.add_argument("folder", help="where to put the copy and its tokenizer; must not exist")
+    convert.add_argument("--mask_token", help="token that becomes the mask; by default a spare one, or a new row")
+    convert.add_argument("--dtype", default="auto", help="dtype to save it in (default: as it was saved)")
+    convert.add_argument("--revision", help="branch, tag or commit on the Hub")
+    convert.add_argument("--gguf_file", help="name of a GGUF file there, in place of safetensors")
+    convert.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """A folder that is whole or not there: the copy is written beside it and renamed."""
+    from .backbones import from_autoregressive
+
+    folder = Path(options.folder)
+    if folder.exists():
+        raise ValueError(f"`folder` is {folder}, which exists: name a new one, or delete it.")
+    given = {name: getattr(options, name) for name in ("dtype", "revision", "gguf_file")}
+    loading = {name: value for name, value in given.items() if value}
+    model, tokenizer = from_autoregressive(options.name, mask_token=options.mask_token, **loading)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        staged.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        staged.replace(folder)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    token = tokenizer.convert_ids_to_tokens(model.config.mask_token_id)
+    print(f"{folder}: {model.num_parameters():,} parameters, mask token {token} ({model.config.mask_token_id})")
+    return 0

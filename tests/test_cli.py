@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rxn import MASK, write_rxnmapper
 from tiny_models import llama
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hf_rm.cli import main
 
@@ -82,3 +82,28 @@ def test_the_command_is_installed() -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["hf-rm"]
     module, _, function = entry.partition(":")
     assert getattr(import_module(module), function) is main
+
+
+def test_convert_saves_a_bidirectional_copy_with_a_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    causal, folder = str(tmp_path / "causal"), tmp_path / "new" / "diffusion"
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "model_cards" / "tiny-math-base")
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(causal)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(causal)
+
+    assert main(["convert", causal, str(folder), "--mask_token", "<hole>"]) == 0
+    assert "mask token <hole>" in capsys.readouterr().out
+    assert [path.name for path in folder.parent.iterdir()] == ["diffusion"], "nothing staged is left"
+    assert AutoTokenizer.from_pretrained(folder).mask_token == "<hole>"
+    assert main(["probe", str(folder)]) == 0
+    assert printed(capsys)["attention"] == "bidirectional"
+
+    assert main(["convert", causal, str(folder)]) == 1
+    assert "`folder` is" in capsys.readouterr().err and (folder / "model.safetensors").exists()
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(ROOT / "model_cards" / "nowhere"), str(tmp_path / "copy")]) == 1
+    assert "hf-rm convert:" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
