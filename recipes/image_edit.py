@@ -92,6 +92,9 @@ class ImageEditArguments:
     emoji: int | None = field(default=None, metadata={"help": "So many emoji of each split; all by default."})
     text_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its instruction."})
     image_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its source picture."})
+    first_states: float = field(
+        default=0.5, metadata={"help": "Share of training rows as decoding begins: the source, no history."}
+    )
     unlikelihood_weight: float = field(default=0.1, metadata={"help": "Weight of -log(1 - p(M)) off the edit."})
     eval_split: Literal["dev", "test_photos", "test"] = field(
         default="test", metadata={"help": "'test': unseen emoji and photos; 'test_photos': unseen photos alone."}
@@ -242,6 +245,7 @@ _RECIPE_SETTINGS = (
     "text_drop",
     "image_drop",
     "unlikelihood_weight",
+    "first_states",
 )
 _SHARED = (
     "max_steps",
@@ -298,6 +302,7 @@ def make_trainer(
         start=args.pool_start,
         text_drop=arguments.text_drop,
         image_drop=arguments.image_drop,
+        first_states=arguments.first_states,
         seed=seed,
     )
     weight = arguments.unlikelihood_weight

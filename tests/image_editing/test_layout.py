@@ -162,3 +162,25 @@ def test_vanilla_fine_tuning_loses_the_same_conditions(layout: EditLayout) -> No
     target = torch.from_numpy(rows[0]["input_ids"])[layout.canvas]
     masked = plain["input_ids"][:, layout.canvas] == 0
     assert torch.equal(plain["labels"][:, layout.canvas][masked], target.expand(200, -1)[masked])
+
+
+def test_first_states_are_the_source_without_history(layout: EditLayout) -> None:
+    collate = edit_collator(layout, text_drop=0.0, image_drop=0.0, first_states=1.0)
+    batch = collate(rows_of(layout, 50))
+    source, target = batch["target_ids"][:, layout.source], batch["target_ids"][:, layout.canvas]
+    assert (batch["input_ids"][:, layout.canvas] == source).all()
+    assert (batch["labels"][:, layout.canvas] == torch.where(source != target, 0, target)).all()
+    spans = batch["history_lags"].diff(dim=-1)
+    assert (spans == 0).all(), "no run of the history has a step"
+
+
+def test_first_states_have_their_share_and_leave_the_other_rows_alone(layout: EditLayout) -> None:
+    settings = {"text_drop": 0.0, "image_drop": 0.0, "full_corruption": 1.0}
+    plain = edit_collator(layout, **settings)(rows_of(layout, 2000))
+    mixed = edit_collator(layout, **settings, first_states=0.4)(rows_of(layout, 2000))
+    first = (mixed["history_lags"] == 1).all(-1).all(-1)
+    step_zero = (plain["history_lags"] == 1).all(-1).all(-1)
+    drawn = (first & ~step_zero).sum() / (~step_zero).sum()
+    assert abs(drawn - 0.4) < 4 * (0.4 * 0.6 / 2000) ** 0.5
+    for name in ("input_ids", "labels", "history_lags"):
+        assert (mixed[name][~first] == plain[name][~first]).all()

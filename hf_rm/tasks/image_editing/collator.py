@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...corruption.collator import RMDataCollator, row_id
+from ...corruption.oracle import oracle_labels
 from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
@@ -34,6 +35,9 @@ class EditCollator(RMDataCollator):
             its instruction (it becomes the unconditional prefix) or its source (its tokens become masks). The
             canvas is left alone.
         false_alarms (`float`, defaults to 0.02): share of the unedited canvas that takes part in a trajectory.
+        first_states (`float`, defaults to 0): probability that a row is as decoding begins: the whole source on the
+            canvas, no history. Only from these must a model find the region of an edit by reading the instruction: in
+            every later state masks, past or present, give it away.
         others: as [`RMDataCollator`]; `full_corruption` is the probability that a row is corrupted wherever it is
             edited, as decoding begins.
 
@@ -48,9 +52,10 @@ class EditCollator(RMDataCollator):
     text_drop: float = 0.1
     image_drop: float = 0.1
     false_alarms: float = 0.02
+    first_states: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("text_drop", "image_drop", "false_alarms"):
+        for name in ("text_drop", "image_drop", "false_alarms", "first_states"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a probability from 0 to 1.")
         if self.layout is None or not isinstance(self.proposal, SourceProposal):
@@ -59,12 +64,25 @@ class EditCollator(RMDataCollator):
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = super().__call__(features)
+        if self.first_states:
+            self._begin(batch, [f"{row_id(feature)}/first" for feature in features])
         drops = _drops(features, self.seed, int(self._epoch), self.text_drop, self.image_drop)
         for name in ("input_ids", "target_ids", "start_ids", "history_ids"):
             batch[name] = _without_conditions(batch[name], self.layout, drops)
         batch |= _attention(self.layout, batch["input_ids"])
         batch["unlikelihood_mask"] = torch.from_numpy(self._unedited([f["input_ids"] for f in features]))
         return batch
+
+    def _begin(self, batch: dict[str, Tensor], names: Sequence[str]) -> None:
+        """Put the rows that are drawn for it where decoding begins."""
+        assert isinstance(self.proposal, SourceProposal)
+        first = torch.from_numpy(self.uniforms(names).draw(1)[:, 0] < self.first_states)
+        targets, editable = batch["target_ids"], batch["editable_mask"]
+        source = torch.from_numpy(self.proposal.source_tokens(targets.numpy()))
+        labels = oracle_labels(source, targets, editable, self.mask_token_id)
+        batch["input_ids"] = torch.where(first[:, None], source, batch["input_ids"])
+        batch["labels"] = torch.where(first[:, None], labels, batch["labels"])
+        batch["history_lags"] = batch["history_lags"].masked_fill(first[:, None, None], 1)  # runs of no step
 
     def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray, targets: np.ndarray) -> np.ndarray:
         assert isinstance(self.proposal, SourceProposal)
