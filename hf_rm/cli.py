@@ -93,7 +93,7 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _add_convert(commands: Any) -> None:
-    text = "save a bidirectional copy of a causal language model, with a mask token, to be trained as a diffusion model"
+    text = "save a bidirectional copy of a causal language model, with a mask token, to be trained by masked diffusion"
     convert = commands.add_parser("convert", help=text, description=text)
     convert.add_argument("name", help="Hub name or folder of a causal model with full attention, such as a SmolLM2")
     convert.add_argument("folder", help="where to put the copy and its tokenizer; must not exist")

@@ -1,10 +1,16 @@
 """Lumina-DiMOO's sequences, crops and tokens, and editing with a tiny random copy that has the real ids."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tiny_families import write_lumina
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,6 +32,7 @@ from hf_rm.tasks.image_editing.dimoo import (
 from hf_rm.tasks.image_editing.layout import EditRows
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 
+ROOT = Path(__file__).parents[2]
 # `system` is the prompt's fixed part as one word each; the ids are the published ones where there are any.
 SPECIAL = {"<uncondition>": 126351, "<system>": 21, "</system>": 22, "<user>": 23, "</user>": 24}
 WORDS = {word: 30 + i for i, word in enumerate(dict.fromkeys([*dimoo.SYSTEM_PROMPT.split(), *"paint it red".split()]))}
@@ -270,3 +277,47 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae) -> None:
 
     with pytest.raises(ValueError, match="8192"):
         VQTokens(VQModel(num_vq_embeddings=16, norm_num_groups=4, block_out_channels=(8,)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_recipe_trains_an_adapter_and_evaluates_it(checkpoint, tmp_path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    diffusers.VQModel(
+        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4,
+        num_vq_embeddings=8192, vq_embed_dim=4, sample_size=32,
+    ).save_pretrained(shutil.copytree(checkpoint, tmp_path / "base") / "vqvae")  # fmt: skip
+    draw = np.random.default_rng(0)
+    for i in range(2):
+        picture = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}a.png")
+        picture[:20] = draw.integers(0, 256, (20, 40, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}b.png")
+    row = '{{"source": "{0}a.png", "target": "{0}b.png", "instruction": "paint it red"}}\n'
+    (tmp_path / "pairs.jsonl").write_text("".join(row.format(i) for i in range(2)))
+    config = yaml.safe_load((ROOT / "recipes" / "configs" / "lumina-edit.yaml").read_text())
+    config |= {
+        "base": str(tmp_path / "base"), "output_dir": str(tmp_path / "out"), "size": 32, "lora_rank": 2,
+        "model_init_kwargs": "{}", "max_steps": 2, "gradient_accumulation_steps": 1, "bf16": False, "use_cpu": True,
+        "base_steps": 2, "warmup_steps": 0, "train_pairs": str(tmp_path / "pairs.jsonl"), "eval_batch_size": 2,
+        "eval_pairs": str(tmp_path / "pairs.jsonl"), "sheet_edits": 1, "logging_steps": 1, "save_steps": 1,
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(ROOT / "recipes" / "lumina_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    weights = tmp_path / "out" / "rm" / "adapter" / "adapter_model.safetensors"
+    written = []
+    for _ in range(2):
+        run = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path)
+        assert run.returncode == 0, run.stderr[-3000:]
+        written.append(weights.stat().st_mtime_ns)
+    assert written[0] == written[1], "a finished training is not repeated"
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    assert [record["system"] for record in records] == ["copy", "limit", "base, regenerated", "RM"]
+    assert all(len(record["edits"]["psnr"]) == 2 for record in records)
+    assert records[2]["forwards"] == 6.0, "two steps of three branches"
+    for name in ("base.png", "rm.png"):
+        with Image.open(tmp_path / "out" / name) as sheet:
+            assert sheet.height > 32

@@ -327,18 +327,20 @@ class VQTokens:
 
     Args:
         vqvae (`diffusers.VQModel`): with a codebook of 8,192 entries.
+        batch_size (`int`, defaults to 8): pictures at a time.
 
     Raises:
         ValueError: for another codebook.
     """
 
-    def __init__(self, vqvae: Any) -> None:
+    def __init__(self, vqvae: Any, batch_size: int = 8) -> None:
         found = vqvae.config.num_vq_embeddings
         if found != CODES:
             raise ValueError(f"`vqvae` has {found} codes: Lumina-DiMOO's has {CODES}.")
         from diffusers.image_processor import VaeImageProcessor
 
         self.vqvae = vqvae.eval()
+        self.batch_size = batch_size
         self.patch = 2 ** (len(vqvae.config.block_out_channels) - 1)
         self.processor = VaeImageProcessor(vae_scale_factor=self.patch, do_normalize=False)
 
@@ -349,6 +351,9 @@ class VQTokens:
     def encode(self, images: Image) -> Grid:
         """(B, H, W, 3) uint8 to (B, H / p, W / p) codes; a ValueError for pictures that do not fit."""
         check_images(images, self.patch)
+        return np.concatenate([self._encode(images[i : i + self.batch_size]) for i in self._starts(images)])
+
+    def _encode(self, images: Image) -> Grid:
         pixels = self.processor.preprocess(images.astype(np.float32) / 255)
         latents = self.vqvae.encode(pixels.to(self.vqvae.device, self.vqvae.dtype)).latents
         codes = self.vqvae.quantize(latents)[2][2]
@@ -357,6 +362,9 @@ class VQTokens:
     @torch.no_grad()
     def decode(self, grid: Grid) -> Image:
         """(B, h, w) codes to (B, h p, w p, 3) uint8."""
+        return np.concatenate([self._decode(grid[i : i + self.batch_size]) for i in self._starts(grid)])
+
+    def _decode(self, grid: Grid) -> Image:
         codes = torch.from_numpy(grid).to(self.vqvae.device)
         shape = (*grid.shape, self.vqvae.config.vq_embed_dim or self.vqvae.config.latent_channels)
         latents = self.vqvae.quantize.get_codebook_entry(codes.flatten(), shape)
@@ -366,6 +374,9 @@ class VQTokens:
     def reconstruct(self, images: Image) -> Image:
         """What is left of pictures that are encoded and decoded."""
         return self.decode(self.encode(images))
+
+    def _starts(self, pictures: Image | Grid) -> range:
+        return range(0, len(pictures), self.batch_size)
 
 
 def check_dimoo(model: Any) -> None:

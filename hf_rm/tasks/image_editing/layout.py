@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .codebook import Grid, PatchCodebook
 from .pairs import MAX_WORDS, EditPairs
+from .protocols import ImageTokens, Layout
 from .scenes import EditExamples, instruction_words, known_words
 
 Ids = npt.NDArray[np.int64]
@@ -295,14 +296,14 @@ class EditRows:
         (4, (524,))
     """
 
-    def __init__(self, sequences: Ids, layout: EditLayout, first: int = 0) -> None:
+    def __init__(self, sequences: Ids, layout: Layout, first: int = 0) -> None:
         self.sequences = sequences.astype(np.int16 if layout.vocab_size < 2**15 else np.int32)
         self.layout = layout
         self.first = first
 
     @classmethod
     def from_examples(
-        cls, examples: EditExamples | EditPairs, book: PatchCodebook, layout: EditLayout, first: int = 0
+        cls, examples: EditExamples | EditPairs, book: ImageTokens, layout: Layout, first: int = 0
     ) -> Any:
         """Encode pictures and words; `first` is the number of the first row, its key in every draw."""
         source, target = book.encode(examples.source), book.encode(examples.target)

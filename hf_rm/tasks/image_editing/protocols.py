@@ -97,10 +97,19 @@ class Layout(Conditions, Protocol):
 class ImageTokens(Protocol):
     """Pictures to token grids and back: [`PatchCodebook`] and [`VQTokens`]."""
 
+    @property
+    def patch(self) -> int:
+        """Pixels a token, across and down."""
+        ...
+
     def encode(self, images: Image) -> Grid:
         """(B, H, W, 3) uint8 to (B, h, w)."""
         ...
 
     def decode(self, grid: Grid) -> Image:
         """(B, h, w) to (B, H, W, 3) uint8."""
+        ...
+
+    def reconstruct(self, images: Image) -> Image:
+        """What is left of pictures that are encoded and decoded."""
         ...

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from rich.table import Table
 
 from ...evaluation.statistics import Interval, mean_interval, paired_difference_interval
-from .codebook import Image, PatchCodebook
+from .codebook import Image
 from .metrics import Mask, edit_metrics, instruction_success
 from .pairs import EditPairs
+from .protocols import ImageTokens
 from .scenes import EditExamples
 
 EDITED = ("precision", "coverage", "success", "acted")
@@ -48,7 +49,7 @@ def token_region(mask: Mask, patch: int) -> Mask:
     return touched.repeat(patch, axis=1).repeat(patch, axis=2)
 
 
-def measure(result: Image, examples: EditExamples | EditPairs, book: PatchCodebook) -> dict[str, list[float]]:
+def measure(result: Image, examples: EditExamples | EditPairs, book: ImageTokens) -> dict[str, list[float]]:
     """All of `MEASURES`, one number an edit."""
     unedited = book.reconstruct(examples.source)
     measured = edit_metrics(result, examples.source, examples.mask, unedited)
@@ -61,7 +62,7 @@ def measure(result: Image, examples: EditExamples | EditPairs, book: PatchCodebo
     return {name: measured[name].tolist() for name in MEASURES}
 
 
-def reference_records(book: PatchCodebook, examples: EditExamples | EditPairs) -> list[Record]:
+def reference_records(book: ImageTokens, examples: EditExamples | EditPairs) -> list[Record]:
     """What needs no model: the source copied, and the target as its tokens show it."""
     results = {"copy": book.reconstruct(examples.source), "limit": book.reconstruct(examples.target)}
     return [

@@ -1,0 +1,193 @@
+"""
+Reflective Masking for in-place editing on Lumina-DiMOO, from your own pairs of pictures.
+
+    accelerate launch recipes/lumina_edit.py --config recipes/configs/lumina-edit.yaml \
+        --train_pairs train.jsonl --eval_pairs eval.jsonl
+
+The checkpoint, its tokenizer and its image tokens come from one repository. What is trained is an adapter with the
+mask's rows (or, with `--lora_rank 0`, everything); it is saved as a repository of the Hub, for
+`DimooEditor.load(base, adapted=...)`. Beside it stand the source copied, the tokens' limit and the bare checkpoint,
+which regenerates the canvas from masks. A run that is finished is not repeated, one that was interrupted continues.
+"""
+
+import os
+import sys
+
+# `recipes/math.py` must not shadow the standard library's `math`: drop this folder from the import path.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from hf_rm import RMTrainingArguments
+from hf_rm.corruption import build_law
+from hf_rm.hub import save_adapter_for_hub, save_for_hub
+from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.dimoo import DimooEditor, DimooLayout
+from hf_rm.tasks.image_editing.layout import EditRows
+from hf_rm.tasks.image_editing.pairs import EditPairs, load_edit_pairs
+from hf_rm.tasks.image_editing.report import Record, measure, reference_records, results_tables
+from hf_rm.tasks.image_editing.sheets import write_edit_sheet
+from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+from hf_rm.training import default_lora_config
+from hf_rm.training.stages import claim_folder, write_json
+
+
+@dataclass
+class LuminaArguments:
+    """Arguments of this recipe, beside those of RMTrainingArguments."""
+
+    train_pairs: str = field(metadata={"help": "JSON lines of edits to train on, in the form of ImgEdit."})
+    eval_pairs: str = field(metadata={"help": "JSON lines of held-out edits."})
+    base: str = field(default="Alpha-VLLM/Lumina-DiMOO", metadata={"help": "The checkpoint: a Hub name or a folder."})
+    size: int = field(default=512, metadata={"help": "Side of the pictures after the shared square crop, in pixels."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter; 0 trains all weights."})
+    first_states: float = field(
+        default=0.5, metadata={"help": "Share of training rows as decoding begins: the source, no history."}
+    )
+    text_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its instruction."})
+    image_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its source picture."})
+    unlikelihood_weight: float = field(default=0.1, metadata={"help": "Weight of -log(1 - p(M)) off the edit."})
+    text_guidance: float = field(default=2.5, metadata={"help": "Scale of the instruction's guidance."})
+    image_guidance: float = field(default=4.0, metadata={"help": "Scale of the source picture's guidance."})
+    base_steps: int = field(default=64, metadata={"help": "Steps in which the bare checkpoint fills its canvas."})
+    eval_batch_size: int = field(default=4, metadata={"help": "Edits decoded side by side."})
+    sheet_edits: int = field(default=24, metadata={"help": "Edits drawn on each sheet: the first ones."})
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 32:
+            raise ValueError(f"`size` is {self.size}: pass a multiple of 32 pixels, the checkpoint's crops.")
+        if self.eval_batch_size < 1 or self.base_steps < 1 or self.lora_rank < 0:
+            raise ValueError(
+                f"`eval_batch_size`, `base_steps`, `lora_rank` are {self.eval_batch_size}, {self.base_steps}, "
+                f"{self.lora_rank}: pass 1 or more of the first two, and no negative rank."
+            )
+
+
+def main() -> None:
+    """Train, unless that is done; evaluate; print the tables."""
+    arguments, training = TrlParser((LuminaArguments, RMTrainingArguments)).parse_args_and_config()
+    pairs = load_edit_pairs(arguments.train_pairs, arguments.size)
+    held_out = load_edit_pairs(arguments.eval_pairs, arguments.size)
+    root, console = Path(training.output_dir), Console(width=None if sys.stdout.isatty() else 170)
+    folder, loading = root / "rm", dict(training.model_init_kwargs or {})
+    claim_folder(folder, settings(arguments, training))
+    if not (folder / "trained.json").exists():
+        train(arguments, training, DimooEditor.load(arguments.base, **loading), pairs, folder)
+    if not PartialState().is_main_process:
+        return
+    guidance = {"text_guidance": arguments.text_guidance, "image_guidance": arguments.image_guidance}
+    shared = {**guidance, "batch_size": arguments.eval_batch_size, "progress_bar": True}
+    bare = on_device(DimooEditor.load(arguments.base, **loading))
+    records = reference_records(bare.tokens, held_out)
+    steps = {"decoding": "regenerate", "steps": arguments.base_steps}
+    records.append(evaluate(arguments, bare, "base, regenerated", held_out, root / "base.png", {**shared, **steps}))
+    del bare
+    editor = on_device(DimooEditor.load(arguments.base, adapted=str(folder), **loading))
+    records.append(evaluate(arguments, editor, "RM", held_out, root / "rm.png", shared))
+    for table in results_tables(
+        records, f"{len(held_out)} edits of {Path(arguments.eval_pairs).stem}, 95 % intervals"
+    ):
+        console.print(table)
+    write_json(root / "records.json", records)
+    console.print(f"records: {root / 'records.json'}; sheets: {root}", soft_wrap=True)
+
+
+def settings(arguments: LuminaArguments, training: RMTrainingArguments) -> dict[str, Any]:
+    """What the trained weights depend on."""
+    ours = (
+        "train_pairs", "base", "size", "lora_rank", "first_states", "text_drop", "image_drop", "unlikelihood_weight",
+    )  # fmt: skip
+    theirs = (
+        "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "law", "horizon", "max_attempts", "min_corruption_rate", "max_corruption_rate", "full_corruption",
+        "edit_weight", "pool_fraction", "pool_start_step", "pool_start", "bf16", "seed",
+    )  # fmt: skip
+    found = {name: getattr(arguments, name) for name in ours}
+    return found | {name: getattr(training, name) for name in theirs} | {"processes": training.world_size}
+
+
+def on_device(editor: DimooEditor) -> DimooEditor:
+    """The editor on this process's device."""
+    device = PartialState().device
+    editor.tokens.vqvae.to(device)
+    return replace(editor, model=editor.model.to(device))
+
+
+def train(
+    arguments: LuminaArguments, training: RMTrainingArguments, editor: DimooEditor, pairs: EditPairs, folder: Path
+) -> None:
+    """Post-train on the pairs, going on where a stopped run was; save what the Hub is given."""
+    set_seed(training.seed)
+    editor.tokens.vqvae.to(PartialState().device)
+    side = arguments.size // editor.tokens.patch
+    layout = DimooLayout.of(editor.tokenizer, pairs.instructions, side, side)
+    rows = EditRows.from_examples(pairs, editor.tokens, layout)
+    editor.tokens.vqvae.to("cpu")
+    collate = edit_collator(
+        layout,
+        law=build_law(training.law, training.horizon, training.max_attempts),
+        corruption_rate=(training.min_corruption_rate, training.max_corruption_rate),
+        full_corruption=training.full_corruption,
+        edit_weight=training.edit_weight,
+        start=training.pool_start,
+        text_drop=arguments.text_drop,
+        image_drop=arguments.image_drop,
+        first_states=arguments.first_states,
+        seed=training.seed,
+    )
+    args = copy.deepcopy(training)
+    args.output_dir, args.model_init_kwargs = str(folder), None  # the network is loaded already
+    trainer = ImageEditTrainer(
+        editor.model,
+        args,
+        train_dataset=rows,
+        data_collator=collate,
+        processing_class=editor.tokenizer,
+        peft_config=default_lora_config(editor.model, r=arguments.lora_rank) if arguments.lora_rank else None,
+        unlikelihood_weight=arguments.unlikelihood_weight,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+    if PartialState().is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        (save_adapter_for_hub if arguments.lora_rank else save_for_hub)(model, folder, editor.tokenizer)
+        write_json(folder / "trained.json", {"steps": trainer.state.global_step})
+    PartialState().wait_for_everyone()
+    if training.push_to_hub:
+        trainer.push_to_hub()
+
+
+def evaluate(
+    arguments: LuminaArguments,
+    editor: DimooEditor,
+    name: str,
+    examples: EditPairs,
+    sheet: Path,
+    decoding: dict[str, Any],
+) -> Record:
+    """Edit the held-out pictures; a record of what came out, and a sheet of the first ones."""
+    run = editor.edit(examples.source, examples.instructions, **decoding)
+    shown = slice(0, arguments.sheet_edits)
+    pictures = (examples.source[shown], run.predicted[shown], run.result[shown], examples.target[shown])
+    write_edit_sheet(sheet, *pictures, examples.instructions[shown])
+    return {
+        "name": name,
+        "system": name,
+        "seed": None,
+        "edits": measure(run.result, examples, editor.tokens),
+        "forwards": float(run.num_forwards.mean()),
+        "seconds_an_edit": run.seconds / len(examples),
+    }
+
+
+if __name__ == "__main__":
+    main()
