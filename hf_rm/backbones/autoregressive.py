@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..modes import evaluating
@@ -61,6 +62,9 @@ def from_autoregressive(
         where = {key: model_kwargs[key] for key in ("revision", "token", "cache_dir") if key in model_kwargs}
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(model, gguf_file=gguf_file, **where)
+        if gguf_file is not None and hasattr(transformers, "GgufConfig"):
+            # Left packed, as newer versions do by default, the weights could neither be trained nor saved.
+            model_kwargs.setdefault("quantization_config", transformers.GgufConfig(dequantize=True))
         model = AutoModelForCausalLM.from_pretrained(model, gguf_file=gguf_file, **model_kwargs)
     elif gguf_file is not None or model_kwargs:
         given = sorted([*model_kwargs, *(["gguf_file"] if gguf_file else [])])

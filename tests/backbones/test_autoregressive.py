@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
@@ -259,7 +260,10 @@ def test_a_gguf_file_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load_model)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_tokenizer)
     from_autoregressive("folder", gguf_file="smollm2.gguf", revision="r", dtype="float32")
+    packed = seen["model"][1].pop("quantization_config", None)
     assert seen["model"] == ("folder", {"gguf_file": "smollm2.gguf", "revision": "r", "dtype": "float32"})
+    if hasattr(transformers, "GgufConfig"):
+        assert packed.dequantize, "weights that stay packed can neither be trained nor saved"
     assert seen["tokenizer"] == ("folder", {"gguf_file": "smollm2.gguf", "revision": "r"})
 
 

@@ -247,10 +247,23 @@ def test_an_ignored_mask_is_refused() -> None:
     assert not (traits.honours_2d_mask or traits.honours_4d_mask or traits.honours_head_mask)
 
 
-def test_positions_of_its_own_are_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_positions_of_its_own_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match="padding should change nothing"):
-        RMForMaskedDiffusion.from_backbone(other(OwnPositions, bert()), 0)
-    assert traits_of(other(OwnPositions, bert())).honours_2d_mask
+        RMForMaskedDiffusion.from_backbone(other(OwnPositions, bert()).to(dtype), 0)
+    assert traits_of(other(OwnPositions, bert()).to(dtype)).honours_2d_mask
+
+
+def test_rounding_that_a_network_amplifies_is_not_taken_for_positions_of_its_own() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 12, "num_attention_heads": 2}
+    sharp = LlamaForCausalLM(LlamaConfig(vocab_size=50, is_causal=False, pad_token_id=1, **sizes))
+    with torch.no_grad():  # attention that is all but a maximum: one bit more decides where it looks
+        for name, parameter in sharp.named_parameters():
+            if parameter.dim() == 2 and "embed" not in name:
+                parameter.mul_(40 if "q_proj" in name or "k_proj" in name else 5)
+    traits = traits_of(sharp.to(torch.bfloat16))
+    assert traits.padding_error > 0.3 and not traits.problems
 
 
 def test_ids_that_are_more_than_embedded_are_refused() -> None:
