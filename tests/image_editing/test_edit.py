@@ -99,7 +99,8 @@ def test_tokens_that_were_not_re_masked_and_far_pixels_stay(book, layout: EditLa
 
 def test_the_predicted_region_is_what_the_first_round_re_masks(book, layout: EditLayout, model) -> None:
     examples = generate_edits(2, seed=7)
-    run = edit_images(model, layout, book, examples.source, examples.instructions, max_steps=3)
+    settings = {"reveal": "all", "max_steps": 3}
+    run = edit_images(model, layout, book, examples.source, examples.instructions, **settings)
     ids = torch.from_numpy(layout.sequences(examples.instructions, book.encode(examples.source)))
     with torch.no_grad():
         logits = model(ids, editable_mask=torch.from_numpy(layout.editable_mask).expand_as(ids)).logits

@@ -18,12 +18,20 @@ from .guidance import TwoScaleGuidance
 from .protocols import ImageTokens, Layout
 
 DECODINGS: dict[str, dict[str, Any]] = {
-    "revise": {"reveal": "all", "revise": "reflective", "max_steps": 32, "patience": 3},
+    "revise": {
+        "reveal": "threshold",
+        "reveal_threshold": 0.5,
+        "revise": "reflective",
+        "max_remasks_per_position": 2,
+        "max_steps": 48,
+    },
     "revise-slowly": {"reveal": "confidence", "steps": 16, "revise": "reflective", "max_steps": 64, "patience": 3},
     "regenerate": {"reveal": "confidence", "steps": 16, "revise": None, "use_history": False},
 }
-"""`revise` starts from the source's tokens and follows Eq. 1; `revise-slowly` refills what it re-masked most confident
-tokens first; `regenerate` fills a canvas of masks, as a model of vanilla fine-tuning does."""
+"""`revise` starts from the source's tokens and follows Eq. 1, revealing what is sure enough; a position is re-masked
+twice at most, since what was behind a removed object is a guess, which may be revised for ever. `revise-slowly` refills
+what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model of vanilla fine-tuning
+does."""
 
 
 @dataclass(frozen=True)
