@@ -88,7 +88,7 @@ def main() -> None:
     guidance = {"text_guidance": arguments.text_guidance, "image_guidance": arguments.image_guidance}
     shared = {**guidance, "batch_size": arguments.eval_batch_size, "progress_bar": True}
     bare = on_device(DimooEditor.load(arguments.base, **loading))
-    records = reference_records(bare.tokens, held_out)
+    records = reference_records(bare.tokens, held_out, keep_pixels=False)
     steps = {"decoding": "regenerate", "steps": arguments.base_steps}
     records.append(evaluate(arguments, bare, "base, regenerated", held_out, root / "base.png", {**shared, **steps}))
     del bare
@@ -183,7 +183,7 @@ def evaluate(
         "name": name,
         "system": name,
         "seed": None,
-        "edits": measure(run.result, examples, editor.tokens),
+        "edits": measure(run.result, examples, editor.tokens, keep_pixels=False),
         "forwards": float(run.num_forwards.mean()),
         "seconds_an_edit": run.seconds / len(examples),
     }

@@ -78,7 +78,8 @@ def test_a_dropped_source_reads_exactly_the_masks_embedding(layout: EditLayout, 
 
 def test_tokens_that_were_not_re_masked_and_far_pixels_stay(book, layout: EditLayout, model) -> None:
     examples = generate_edits(3, seed=4)
-    run = edit_images(model, layout, book, examples.source, examples.instructions, batch_size=2, max_steps=6)
+    settings = {"batch_size": 2, "max_steps": 6}
+    run = edit_images(model, layout, book, examples.source, examples.instructions, keep_pixels=False, **settings)
     start = book.encode(examples.source)
     assert (run.states[0] == start).all()
     ever = (run.states < 0).any(0)
@@ -95,6 +96,10 @@ def test_tokens_that_were_not_re_masked_and_far_pixels_stay(book, layout: EditLa
         touched[edit, max(0, top - reach) : top + 4 + reach, max(0, left - reach) : left + 4 + reach] = True
     moved = (run.result != book.reconstruct(examples.source)).any(-1)
     assert not (moved & ~touched).any()
+
+    kept = edit_images(model, layout, book, examples.source, examples.instructions, **settings)
+    same = (last == start).repeat(4, axis=1).repeat(4, axis=2)
+    assert (kept.result[same] == examples.source[same]).all() and (kept.result[~same] == run.result[~same]).all()
 
 
 def test_the_predicted_region_is_what_the_first_round_re_masks(book, layout: EditLayout, model) -> None:

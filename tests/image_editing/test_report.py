@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hf_rm.tasks.image_editing import PatchCodebook, generate_edits, load_codebook
+from hf_rm.tasks.image_editing.edit import with_kept_pixels
 from hf_rm.tasks.image_editing.report import (
     MEASURES,
     differences,
@@ -46,8 +47,8 @@ def test_differences_are_paired_over_the_edits_that_both_have() -> None:
 
 def test_what_tokens_can_reach_is_measured_on_whole_tokens() -> None:
     book, examples = load_codebook(), generate_edits(6, seed=2)
-    limit = measure(book.reconstruct(examples.target), examples, book)
-    copied, target = reference_records(book, examples)
+    limit = measure(book.reconstruct(examples.target), examples, book, keep_pixels=False)
+    copied, target = reference_records(book, examples, keep_pixels=False)
     assert limit == target["edits"] and copied["edits"]["acted"] == [0.0] * 6
     assert np.isnan(copied["edits"]["precision"]).all() and copied["edits"]["psnr_tokens"][0] == 60.0
     assert (np.asarray(limit["precision_tokens"]) >= limit["precision"]).all()
@@ -59,6 +60,17 @@ def test_what_tokens_can_reach_is_measured_on_whole_tokens() -> None:
     alone[4, :-1] = book.centres
     plain = PatchCodebook(book.centres, alone)
     mixed = np.where(region[:, ::4, ::4], book.encode(examples.target), book.encode(examples.source))
-    moved = measure(plain.decode(mixed), examples, plain)
+    moved = measure(plain.decode(mixed), examples, plain, keep_pixels=False)
     assert moved["precision_tokens"] == [1.0] * 6 and set(moved["mae_tokens"]) <= {0.0}
     assert set(moved["psnr_tokens"]) == {60.0} and min(moved["precision"]) < 1
+
+
+def test_with_kept_pixels_the_source_itself_is_what_no_edit_looks_like() -> None:
+    book, examples = load_codebook(), generate_edits(6, seed=2)
+    copied, limit = (record["edits"] for record in reference_records(book, examples))
+    assert copied["mae"] == [0.0] * 6 and copied["psnr"] == [60.0] * 6 and copied["acted"] == [0.0] * 6
+    whole = reference_records(book, examples, keep_pixels=False)[1]["edits"]
+    assert (np.asarray(limit["mae"]) < whole["mae"]).all(), "tokens that the edit leaves as they were are not decoded"
+    same = book.encode(examples.source) == book.encode(examples.target)
+    pasted = with_kept_pixels(book.reconstruct(examples.target), examples.source, same)
+    assert limit == measure(pasted, examples, book)

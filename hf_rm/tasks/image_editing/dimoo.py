@@ -463,7 +463,8 @@ class DimooEditor:
             decoding (`str`): a key of `DECODINGS`. `"revise"` needs a network that was trained by RM: the published
                 one never predicts the mask; `"regenerate"` fills a canvas of masks.
             text_guidance, image_guidance (`float`): scales of [`TwoScaleGuidance`].
-            settings: as [`edit_images`].
+            settings: as [`edit_images`]; `keep_pixels` is False unless it is given, since this decoder would leave
+                seams.
 
         Raises:
             ValueError: for pictures and requests that do not fit.
@@ -471,5 +472,6 @@ class DimooEditor:
         check_images(source, self.tokens.patch)
         rows, columns = (side // self.tokens.patch for side in source.shape[1:3])
         layout = DimooLayout.of(self.tokenizer, instructions, rows, columns)
-        settings |= {"text_guidance": text_guidance, "image_guidance": image_guidance}
+        scales = {"text_guidance": text_guidance, "image_guidance": image_guidance}
+        settings = {"keep_pixels": False, **settings, **scales}
         return edit_images(self.model, layout, self.tokens, source, instructions, decoding, **settings)

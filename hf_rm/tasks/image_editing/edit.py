@@ -29,16 +29,17 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "regenerate": {"reveal": "confidence", "steps": 16, "revise": None, "use_history": False},
 }
 """`revise` starts from the source's tokens and follows Eq. 1, revealing what is sure enough; a position is re-masked
-twice at most, since what was behind a removed object is a guess, which may be revised for ever. `revise-slowly` refills
-what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model of vanilla fine-tuning
-does."""
+twice at most, since what was behind a removed object is a guess, which may be revised for ever. `revise-slowly`
+refills what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model of vanilla
+fine-tuning does."""
 
 
 @dataclass(frozen=True)
 class EditRun:
     """
     Attributes:
-        result (`(B, H, W, 3)` uint8): the edited pictures.
+        result (`(B, H, W, 3)` uint8): the edited pictures; with `keep_pixels` the source's own pixels wherever the
+            final token is the source's.
         states (`(S + 1, B, rows, columns)` int64): the canvas after every step, -1 where it is masked; the shorter
             rows repeat their last state.
         predicted (`(B, rows, columns)` bool): the edit region that the model saw: what it re-masked in the first round
@@ -66,6 +67,7 @@ def edit_images(
     progress_bar: bool = False,
     text_guidance: float = 0.0,
     image_guidance: float = 0.0,
+    keep_pixels: bool = True,
     **generation: Any,
 ) -> EditRun:
     """
@@ -82,6 +84,8 @@ def edit_images(
         progress_bar (`bool`, defaults to `False`): show one.
         text_guidance, image_guidance (`float`, defaults to 0): the scales of [`TwoScaleGuidance`]; each that is not 0
             costs one more forward pass a step, and needs a model that was trained with its condition dropped.
+        keep_pixels (`bool`, defaults to `True`): where a token ends as it was, leave the source's pixels, which no
+            tokenizer has been through ([`with_kept_pixels`]). False: the whole picture as its tokens show it.
         generation: further settings of the decoding loop.
 
     Raises:
@@ -122,7 +126,23 @@ def edit_images(
             "raise `max_steps`."
         )
     result = book.decode(final)
+    if keep_pixels:
+        result = with_kept_pixels(result, source, final == layout.grid(sequences, "source"))
     return EditRun(result, states, predicted, np.concatenate(forwards), time.perf_counter() - began)
+
+
+def with_kept_pixels(result: Image, source: Image, kept: npt.NDArray[np.bool_]) -> Image:
+    """
+    Pictures (B, H, W, 3) that show `source` where a token was kept (B, rows, columns), and `result` elsewhere.
+
+    Example:
+        >>> source, result = np.zeros((1, 4, 4, 3), dtype=np.uint8), np.ones((1, 4, 4, 3), dtype=np.uint8)
+        >>> with_kept_pixels(result, source, np.array([[[True, False], [False, False]]]))[0, :, :, 0].tolist()
+        [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    """
+    down, across = (source.shape[i] // kept.shape[i] for i in (1, 2))
+    pixels = kept.repeat(down, axis=1).repeat(across, axis=2)
+    return np.where(pixels[..., None], source, result)
 
 
 def _grids(paths: Sequence[npt.NDArray[np.int64]], layout: Layout) -> Grid:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ...evaluation.statistics import Interval, mean_interval, paired_difference_interval
 from .codebook import Image
+from .edit import with_kept_pixels
 from .metrics import Mask, edit_metrics, instruction_success
 from .pairs import EditPairs
 from .protocols import ImageTokens
@@ -26,9 +27,9 @@ MEASURES = EDITED + KEPT + ON_TOKENS
 `precision`, `coverage`, `mae`, `psnr`, `ssim`: as [`edit_metrics`] has them, against the true source.
 `acted`: 1 where any pixel changed at all; `precision` is nan elsewhere.
 `success`: [`instruction_success`]; nan for users' pairs, of which nobody knows what should be where.
-`..._tokens`: the same against the source as its tokens show it, outside the tokens that the region touches: what an
-editor can reach that works on tokens. With a decoder that looks at no neighbours, a model that touches no other token
-has precision 1, mae 0 and 60 dB there (SSIM's windows reach over the border).
+`..._tokens`: the same outside the tokens that the region touches, against what a result without any edit looks like:
+what an editor can reach that works on tokens. With kept pixels, or a decoder that looks at no neighbours, a model that
+touches no other token has precision 1, mae 0 and 60 dB there (SSIM's windows reach over the border).
 """
 _NAMES = {"copy": "copy the source", "limit": "target's tokens (limit)"}
 Record = dict[str, Any]
@@ -49,9 +50,14 @@ def token_region(mask: Mask, patch: int) -> Mask:
     return touched.repeat(patch, axis=1).repeat(patch, axis=2)
 
 
-def measure(result: Image, examples: EditExamples | EditPairs, book: ImageTokens) -> dict[str, list[float]]:
-    """All of `MEASURES`, one number an edit."""
-    unedited = book.reconstruct(examples.source)
+def measure(
+    result: Image, examples: EditExamples | EditPairs, book: ImageTokens, keep_pixels: bool = True
+) -> dict[str, list[float]]:
+    """
+    All of `MEASURES`, one number an edit. `keep_pixels` as it was in editing: without an edit a result is then the
+    source itself, otherwise what its tokens show.
+    """
+    unedited = examples.source if keep_pixels else book.reconstruct(examples.source)
     measured = edit_metrics(result, examples.source, examples.mask, unedited)
     on_tokens = edit_metrics(result, unedited, token_region(examples.mask, book.patch), unedited)
     measured |= {f"{name}_tokens": on_tokens[name] for name in ("precision", *KEPT)}
@@ -62,11 +68,15 @@ def measure(result: Image, examples: EditExamples | EditPairs, book: ImageTokens
     return {name: measured[name].tolist() for name in MEASURES}
 
 
-def reference_records(book: ImageTokens, examples: EditExamples | EditPairs) -> list[Record]:
-    """What needs no model: the source copied, and the target as its tokens show it."""
-    results = {"copy": book.reconstruct(examples.source), "limit": book.reconstruct(examples.target)}
+def reference_records(book: ImageTokens, examples: EditExamples | EditPairs, keep_pixels: bool = True) -> list[Record]:
+    """What needs no model: the source copied, and the target as its tokens show it; `keep_pixels` as in editing."""
+    before, after = book.encode(examples.source), book.encode(examples.target)
+    results = {"copy": book.decode(before), "limit": book.decode(after)}
+    if keep_pixels:
+        results["copy"] = examples.source
+        results["limit"] = with_kept_pixels(results["limit"], examples.source, before == after)
     return [
-        {"name": _NAMES[name], "system": name, "edits": measure(result, examples, book)}
+        {"name": _NAMES[name], "system": name, "edits": measure(result, examples, book, keep_pixels)}
         for name, result in results.items()
     ]
 
