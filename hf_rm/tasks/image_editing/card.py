@@ -41,12 +41,12 @@ be encoded with `codebook.npz` by hand.
 
 {evaluated}. 95 % intervals in brackets, over the edits. *precision*: share of the changed pixels inside the region;
 *coverage*: share of the region that changed; *success*: what was asked for is there, where it should be; *acted*:
-anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the true picture. The tokenizer's limit is
-what the target's own tokens show.
+anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source. Where a token ends as it was, the
+source's own pixels stay, for every system; the limit is the target's tokens, shown likewise.
 
 {table}
 
-The same against the picture as its tokens show it, outside the tokens that the region touches:
+The same outside the tokens that the region touches:
 
 {on_tokens}
 
