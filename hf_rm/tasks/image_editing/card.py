@@ -41,8 +41,8 @@ be encoded with `codebook.npz` by hand.
 
 {evaluated}. 95 % intervals in brackets, over the edits. *precision*: share of the changed pixels inside the region;
 *coverage*: share of the region that changed; *success*: what was asked for is there, where it should be; *acted*:
-anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source. Where a token ends as it was, the
-source's own pixels stay, for every system; the limit is the target's tokens, shown likewise.
+anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source. Where a token ends as it was,
+the source's own pixels stay, for every system; the limit is the target's tokens, shown likewise.
 
 {table}
 
