@@ -20,6 +20,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
 import copy
+import dataclasses
 import json
 import time
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ from hf_rm.tasks.image_editing.report import (
 )
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+from hf_rm.tasks.remask.problems import as_dict
+from hf_rm.tasks.sudoku.model import VARIANTS
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer
 from hf_rm.training.stages import claim_folder, write_json
 from hf_rm.visualize._files import replacing
@@ -94,6 +97,16 @@ class ImageEditArguments:
     image_drop: float = field(default=0.1, metadata={"help": "Probability that a row loses its source picture."})
     first_states: float = field(
         default=0.5, metadata={"help": "Share of training rows as decoding begins: the source, no history."}
+    )
+    false_alarms: float = field(
+        default=0.02, metadata={"help": "Share of the unedited canvas that is corrupted too: to be taken back."}
+    )
+    start: dict[str, Any] | str = field(
+        default_factory=dict,
+        metadata={
+            "help": "What all systems of a seed begin with: vanilla SFT with these settings (max_steps, "
+            "learning_rate, ...) in place of the others. None: from scratch."
+        },
     )
     unlikelihood_weight: float = field(default=0.1, metadata={"help": "Weight of -log(1 - p(M)) off the edit."})
     eval_split: Literal["dev", "test_photos", "test"] = field(
@@ -177,7 +190,7 @@ def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -
     settings = {name: getattr(training, name) for name in _TRAINING_SETTINGS}
     settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
     own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs, "size": arguments.size}
-    return settings | own
+    return settings | {"start": as_dict(arguments.start)} | own
 
 
 def trained_editor(
@@ -196,22 +209,67 @@ def trained_editor(
     if (folder / "trained.json").exists():
         print(f"trained before: {folder} (delete it to train again)")
         return ImageEditor.load(folder), json.loads((folder / "trained.json").read_text())["cpu_minutes"]
-    examples = training_edits(arguments, seed)
-    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book)
-    rows = EditRows.from_examples(examples, book, layout)
-    set_seed(seed)
-    names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "attn_implementation")
-    variant, decoding = SYSTEMS[system]["variant"], SYSTEMS[system]["decoding"]
-    model = build_image_edit_model(layout, variant, **{name: getattr(arguments, name) for name in names})
+    rows, layout = training_rows(arguments, seed, book)
+    start, start_minutes = started(arguments, training, seed, rows, layout)
+    model = build(arguments, layout, SYSTEMS[system]["variant"], seed, start)
     trainer = make_trainer(arguments, training, system, seed, folder, model, rows, layout)
-    last, began = get_last_checkpoint(folder), time.process_time()
-    trainer.train(resume_from_checkpoint=last)
-    minutes = (time.process_time() - began) / 60 if last is None else None
-    editor = ImageEditor(model, layout, book, decoding)
+    minutes = train(trainer, folder)
+    minutes = None if minutes is None or start_minutes is None else minutes + start_minutes
+    editor = ImageEditor(model, layout, book, SYSTEMS[system]["decoding"])
     if PartialState().is_main_process:
         editor.save(folder)
         write_json(folder / "trained.json", {"cpu_minutes": minutes})
     return editor, minutes
+
+
+def training_rows(arguments: ImageEditArguments, seed: int, book: PatchCodebook) -> tuple[EditRows, EditLayout]:
+    """What a seed trains on, as sequences."""
+    examples = training_edits(arguments, seed)
+    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book)
+    return EditRows.from_examples(examples, book, layout), layout
+
+
+def build(
+    arguments: ImageEditArguments, layout: EditLayout, variant: str, seed: int, start: Path | None = None
+) -> RMForMaskedDiffusion:
+    """A fresh model, or the one of `start` with the history of `variant`."""
+    set_seed(seed)
+    attention = arguments.attn_implementation
+    if start is not None:
+        return RMForMaskedDiffusion.from_pretrained(start, attn_implementation=attention, **VARIANTS[variant])
+    sizes = {n: getattr(arguments, n) for n in ("hidden_size", "intermediate_size", "num_layers", "num_heads")}
+    return build_image_edit_model(layout, variant, attn_implementation=attention, **sizes)
+
+
+def started(
+    arguments: ImageEditArguments, training: RMTrainingArguments, seed: int, rows: EditRows, layout: EditLayout
+) -> tuple[Path | None, float | None]:
+    """Folder and CPU minutes of what the systems of a seed begin with; the first that needs it trains it."""
+    changes = as_dict(arguments.start)
+    if not changes:
+        return None, 0.0
+    of_start, plain = copy.deepcopy(training), dataclasses.replace(arguments, start={})
+    for name, value in changes.items():
+        if name not in _SHARED:
+            raise ValueError(f"`start` names {name!r}: pass any of {', '.join(_SHARED)}.")
+        setattr(of_start, name, value)
+    folder = run_folder(training, "start", seed)
+    claim_folder(folder, run_settings(plain, of_start))
+    if not (folder / "trained.json").exists():
+        model = build(plain, layout, SYSTEMS["sft"]["variant"], seed)
+        minutes = train(make_trainer(plain, of_start, "sft", seed, folder, model, rows, layout), folder)
+        if PartialState().is_main_process:
+            model.save_pretrained(folder)
+            write_json(folder / "trained.json", {"cpu_minutes": minutes})
+        PartialState().wait_for_everyone()
+    return folder, json.loads((folder / "trained.json").read_text())["cpu_minutes"]
+
+
+def train(trainer: Any, folder: Path) -> float | None:
+    """To the end, from the last checkpoint if there is one. CPU minutes, where one process did all of it."""
+    last, began = get_last_checkpoint(folder), time.process_time()
+    trainer.train(resume_from_checkpoint=last)
+    return (time.process_time() - began) / 60 if last is None else None
 
 
 _TRAINING_SETTINGS = (
@@ -230,6 +288,8 @@ _TRAINING_SETTINGS = (
     "pool_fraction",
     "pool_start_step",
     "pool_start",
+    "reveal_weights",
+    "mask_row_batches",
     "bf16",
 )
 _RECIPE_SETTINGS = (
@@ -246,6 +306,7 @@ _RECIPE_SETTINGS = (
     "image_drop",
     "unlikelihood_weight",
     "first_states",
+    "false_alarms",
 )
 _SHARED = (
     "max_steps",
@@ -303,6 +364,7 @@ def make_trainer(
         text_drop=arguments.text_drop,
         image_drop=arguments.image_drop,
         first_states=arguments.first_states,
+        false_alarms=arguments.false_alarms,
         seed=seed,
     )
     weight = arguments.unlikelihood_weight

@@ -191,6 +191,22 @@ def test_fast_dllm_token_for_token(rule: dict[str, float]) -> None:
     assert 3 < int(output.num_steps.min()) < 14  # more than one at a time, but not all
 
 
+# Eq. 1 and its threshold
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2, 0.5, 0.8, 1.0])
+def test_eq1_takes_back_where_the_masks_share_is_above_the_threshold(threshold: float | None) -> None:
+    shares = torch.tensor([0.1, 0.3, 0.5, 0.6, 0.7, 0.9])
+    logits = torch.zeros(6, 7)
+    logits[:, MASK] = shares.double().logit().float()  # of two atoms: token 3 has logit 0
+    model = ScriptedModel(fixed_logits(logits))
+    output = model.generate_reflective(
+        torch.full((1, 6), 3), editable="all", revise_threshold=threshold, max_steps=1, output_trajectory=True
+    )
+    taken_back = output.trajectory.states[1, 0] == MASK
+    assert taken_back.tolist() == (shares > (0.5 if threshold is None else threshold)).tolist()
+
+
 # Token-to-Mask and T2T
 
 EDITING = {
@@ -832,7 +848,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "half of ReMDM": ({"revise": "remdm"}, "go together"),
     "fewer steps than blocks": ({"preset": "llada", "block_length": 2, "steps": 1}, "`steps` is 1.*2 blocks"),
     "steps without a schedule": ({"preset": "fast-dllm", "steps": 4}, "steps.*schedule"),
-    "a threshold that no rule reads": ({"preset": "rm-paper", "revise_threshold": 0.5}, "revise_threshold"),
+    "a threshold that no rule reads": ({"preset": "remdm-loop", "revise_threshold": 0.5}, "revise_threshold"),
     "limits without revision": ({"preset": "llada", "max_remasks": 3}, "max_remasks"),
     "ends suppressed and awaited": ({"suppress_eos": True, "stop_at_eos": True, "eos_token_id": 3}, "suppress_eos"),
     "ends suppressed and delayed": ({"suppress_eos": True, "delay_eos": True, "eos_token_id": 3}, "suppress_eos"),

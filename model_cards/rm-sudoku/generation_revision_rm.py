@@ -2,7 +2,7 @@
 """
 Revision rules: which visible tokens are taken back or replaced outright, and the limits that any of them may get.
 
-    reflective   Eq. 1: the mask is more probable than the token                       (needs a model trained for it)
+    reflective   Eq. 1: the mask's share of the two, mask and token, above a threshold (needs a model trained for it)
     low_prob     the token's probability fell below a threshold                        Token-to-Mask
     t2t_remask   another token is above a threshold: back to the mask                  Token-to-Mask
     logit_diff   the token's probability dropped since the step before                 Token-to-Mask
@@ -70,11 +70,22 @@ class RevisionRule(Rule, ABC):
 
 
 class ReflectiveRevision(RevisionRule):
-    """Eq. 1: re-mask where the mask is more probable than the token that stands there; a tie keeps."""
+    """
+    Eq. 1: re-mask where the mask is more probable than the token that stands there; a tie keeps.
+
+    That is a share p(mask) / (p(mask) + p(token)) above one half; a higher threshold takes back only what the model is
+    surer of.
+    """
+
+    threshold: ClassVar[float | None] = 0.5
+
+    def __init__(self, config: ReflectiveGenerationConfig) -> None:
+        super().__init__(config)
+        self.least_advantage = torch.tensor(self.tau, dtype=torch.float64).logit().item()
 
     def __call__(self, step: DenoisingStep) -> Revision:
         advantage = remask_advantage(step.ids, step.logits, step.mask_token_id).float()
-        return Revision((advantage > 0) & step.visible, -advantage)
+        return Revision((advantage > self.least_advantage) & step.visible, -advantage)
 
 
 class LowProbability(RevisionRule):

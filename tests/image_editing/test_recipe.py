@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from hf_rm import RMTrainingArguments
+from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
 from hf_rm.history import HistorySegments, HistoryState
 from hf_rm.tasks.image_editing import generate_edits
 from hf_rm.tasks.image_editing.collator import edit_collator
@@ -21,6 +21,7 @@ from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.scenes import instruction_words
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+from hf_rm.tasks.sudoku.model import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,6 +69,7 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
         "output_dir": str(tmp_path / "out"), "train_edits": 16, "eval_edits": 6, "max_steps": 2, "use_cpu": True,
         "per_device_train_batch_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_layers": 1,
         "pool_fraction": 0.5, "sheet_edits": 4, "logging_steps": 1, "warmup_steps": 0,
+        "start": {"max_steps": 3, "learning_rate": 0.01},
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
@@ -82,6 +84,13 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
         assert ("trained before" in run.stdout) == (not more) == ("evaluated before" in run.stdout)
     claimed = json.loads((tmp_path / "out" / "rm_seed0" / "settings.json").read_text())
     assert (claimed["train_edits"], claimed["max_steps"], claimed["cell"]) == (16, 2, 1)
+    began = json.loads((tmp_path / "out" / "start_seed0" / "settings.json").read_text())
+    assert claimed["start"] == {"max_steps": 3, "learning_rate": 0.01}
+    assert (began["start"], began["max_steps"], began["learning_rate"]) == ({}, 3, 0.01)
+    minutes = [
+        json.loads((tmp_path / "out" / f"{s}_seed0" / "trained.json").read_text()) for s in ("start", "rm", "sft")
+    ]
+    assert minutes[0]["cpu_minutes"] < min(m["cpu_minutes"] for m in minutes[1:])  # the start counts for both
     records = {record["name"]: record for record in json.loads((tmp_path / "out" / "records.json").read_text())}
     assert set(records) == {"copy the source", "target's tokens (limit)", "rm, seed 0", "sft, seed 0"}
     assert all(len(record["edits"]["psnr"]) == 6 for record in records.values())
@@ -98,6 +107,17 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     runs = [one.edit(examples.source, examples.instructions, max_steps=4) for one in (editor, trained)]
     assert (runs[0].states == runs[1].states).all() and (runs[0].result == runs[1].result).all()
     assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"
+
+
+def test_systems_begin_with_the_same_weights_and_their_own_history(tmp_path: Path) -> None:
+    layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
+    start = build_image_edit_model(layout, "no-hr", **sizes)
+    start.save_pretrained(tmp_path)
+    for variant in ("hr-decay-her", "no-hr"):
+        model = RMForMaskedDiffusion.from_pretrained(tmp_path, attn_implementation="eager", **VARIANTS[variant])
+        assert model.config.history == (variant != "no-hr") and model.config.history_scope == "editable"
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
 @pytest.mark.slow
