@@ -255,14 +255,14 @@ def started(
         setattr(of_start, name, value)
     folder = run_folder(training, "start", seed)
     claim_folder(folder, run_settings(plain, of_start))
-    if not (folder / "trained.json").exists():
+    if not (folder / "start.json").exists():
         model = build(plain, layout, SYSTEMS["sft"]["variant"], seed)
         minutes = train(make_trainer(plain, of_start, "sft", seed, folder, model, rows, layout), folder)
         if PartialState().is_main_process:
             model.save_pretrained(folder)
-            write_json(folder / "trained.json", {"cpu_minutes": minutes})
+            write_json(folder / "start.json", {"cpu_minutes": minutes})
         PartialState().wait_for_everyone()
-    return folder, json.loads((folder / "trained.json").read_text())["cpu_minutes"]
+    return folder, json.loads((folder / "start.json").read_text())["cpu_minutes"]
 
 
 def train(trainer: Any, folder: Path) -> float | None:
