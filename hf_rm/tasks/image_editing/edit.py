@@ -22,16 +22,19 @@ DECODINGS: dict[str, dict[str, Any]] = {
         "reveal": "threshold",
         "reveal_threshold": 0.5,
         "revise": "reflective",
-        "max_remasks_per_position": 2,
+        "revise_threshold": 0.8,
+        "max_remask_ratio": 0.05,
+        "max_remasks_per_position": 1,
         "max_steps": 48,
     },
     "revise-slowly": {"reveal": "confidence", "steps": 16, "revise": "reflective", "max_steps": 64, "patience": 3},
     "regenerate": {"reveal": "confidence", "steps": 16, "revise": None, "use_history": False},
 }
-"""`revise` starts from the source's tokens and follows Eq. 1, revealing what is sure enough; a position is re-masked
-twice at most, since what was behind a removed object is a guess, which may be revised for ever. `revise-slowly`
-refills what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model of vanilla
-fine-tuning does."""
+"""`revise` starts from the source's tokens and takes back, by Eq. 1 with a threshold, the 5 % that it is surest
+of, step after step: what it has taken back says where the rest of the region is, so that the borders agree.
+It reveals what is sure enough. A position is re-masked once: what was behind a removed object is a guess, which may be revised for ever.
+`revise-slowly` refills what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model
+of vanilla fine-tuning does."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class EditRun:
             final token is the source's.
         states (`(S + 1, B, rows, columns)` int64): the canvas after every step, -1 where it is masked; the shorter
             rows repeat their last state.
-        predicted (`(B, rows, columns)` bool): the edit region that the model saw: what it re-masked in the first round
-            (of a regenerated canvas: where the result differs from the source).
+        predicted (`(B, rows, columns)` bool): the edit region that the model saw: what it re-masked (of a regenerated
+            canvas: where the result differs from the source).
         num_forwards (`(B,)` int64): forward passes an edit took.
         seconds (`float`): of all edits together, encoding and decoding of pictures included.
     """
@@ -116,10 +119,9 @@ def edit_images(
     states = _grids(paths, layout)
     unfinished = (states[-1] < 0).any((1, 2))
     # A limit may end a run with masks left: the source's tokens stand in for them.
-    final = np.where(states[-1] < 0, layout.grid(sequences, "source"), states[-1])
-    predicted = (
-        states[1] < 0 if decoding != "regenerate" and len(states) > 1 else final != layout.grid(sequences, "source")
-    )
+    unedited = layout.grid(sequences, "source")
+    final = np.where(states[-1] < 0, unedited, states[-1])
+    predicted = final != unedited if decoding == "regenerate" else (states < 0).any(0)
     if unfinished.any():
         logging.get_logger(__name__).warning(
             f"{unfinished.sum()} of {len(states[-1])} edits ended with masks left; they show the source: "
@@ -127,7 +129,7 @@ def edit_images(
         )
     result = book.decode(final)
     if keep_pixels:
-        result = with_kept_pixels(result, source, final == layout.grid(sequences, "source"))
+        result = with_kept_pixels(result, source, final == unedited)
     return EditRun(result, states, predicted, np.concatenate(forwards), time.perf_counter() - began)
 
 
