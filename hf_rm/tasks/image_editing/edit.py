@@ -32,7 +32,8 @@ DECODINGS: dict[str, dict[str, Any]] = {
 }
 """`revise` starts from the source's tokens and takes back, by Eq. 1 with a threshold, the 5 % that it is surest
 of, step after step: what it has taken back says where the rest of the region is, so that the borders agree.
-It reveals what is sure enough. A position is re-masked once: what was behind a removed object is a guess, which may be revised for ever.
+It reveals what is sure enough. A position is re-masked once: what was behind a removed object is a guess, which may be
+revised for ever.
 `revise-slowly` refills what it re-masked most confident tokens first; `regenerate` fills a canvas of masks, as a model
 of vanilla fine-tuning does."""
 
