@@ -22,7 +22,7 @@ DECODINGS: dict[str, dict[str, Any]] = {
         "reveal": "threshold",
         "reveal_threshold": 0.5,
         "revise": "reflective",
-        "revise_threshold": 0.7,
+        "revise_threshold": 0.8,
         "max_remask_ratio": 0.05,
         "max_remasks_per_position": 1,
         "max_steps": 48,
