@@ -44,9 +44,7 @@ def test_the_card_says_where_its_figures_come_from() -> None:
     assert "recipes/image_edit.py --config recipes/configs/image-edit-cpu.yaml" in text
     records = {record["system"]: record for record in json.loads((CARD / "records.json").read_text())}
     assert {"copy", "limit", "rm", "rm-no-hr", "sft"} <= set(records)
-    means = {
-        system: {name: value[0] for name, value in records[system]["edits"].items()} for system in ("rm", "sft")
-    }
+    means = {system: {name: value[0] for name, value in records[system]["edits"].items()} for system in ("rm", "sft")}
     for name in ("precision", "psnr", "ssim"):
         assert means["rm"][name] > means["sft"][name], "what the card says RM is ahead in"
     assert means["rm"]["mae"] < means["sft"]["mae"] and records["rm"]["forwards"] < records["sft"]["forwards"]
