@@ -38,6 +38,12 @@ def test_another_request_is_another_edit(editor: ImageEditor) -> None:
     assert asked.predicted.mean() < 0.25 < 0.6 < other.predicted.mean()
 
 
+def test_it_decodes_in_other_ways_than_it_was_saved_with(editor: ImageEditor) -> None:
+    examples = generate_edits(2, seed=6, split="test_photos", cell=8, emoji=24)
+    run = editor.edit(examples.source, examples.instructions, decoding="regenerate", steps=4)
+    assert (run.states[0] == -1).all() and run.num_forwards.tolist() == [4, 4]
+
+
 def test_the_card_says_where_its_figures_come_from() -> None:
     text = (CARD / "README.md").read_text()
     assert "500 held-out edits (split test_photos, seed 20261122)" in text

@@ -17,6 +17,8 @@ from .codebook import Grid, Image
 from .guidance import TwoScaleGuidance
 from .protocols import ImageTokens, Layout
 
+# A saved editor's generation config holds the limits of its own decoding: another one begins without them.
+_WITHOUT_LIMITS = dict.fromkeys(("revise_threshold", "max_remask_ratio", "max_remasks_per_position", "max_steps"))
 DECODINGS: dict[str, dict[str, Any]] = {
     "revise": {
         "reveal": "threshold",
@@ -111,7 +113,8 @@ def edit_images(
     for start in logging.tqdm(starts, desc=f"edit ({decoding})", disable=not progress_bar):
         ids = torch.from_numpy(sequences[start : start + batch_size]).to(model.device)
         editable = torch.from_numpy(layout.editable_mask).to(model.device).expand_as(ids)
-        settings = {**DECODINGS[decoding], "suppressed_token_ids": layout.suppressed_token_ids, **generation}
+        settings = {**_WITHOUT_LIMITS, **DECODINGS[decoding], **generation}
+        settings.setdefault("suppressed_token_ids", layout.suppressed_token_ids)
         output = model.generate_reflective(
             ids, layout.attention_mask(ids), editable, output_trajectory=True, **settings
         )
