@@ -125,7 +125,7 @@ def edit_images(
     # A limit may end a run with masks left: the source's tokens stand in for them.
     unedited = layout.grid(sequences, "source")
     final = np.where(states[-1] < 0, unedited, states[-1])
-    predicted = final != unedited if decoding == "regenerate" else (states < 0).any(0)
+    predicted = np.asarray(final != unedited if decoding == "regenerate" else (states < 0).any(0))
     if unfinished.any():
         logging.get_logger(__name__).warning(
             f"{unfinished.sum()} of {len(states[-1])} edits ended with masks left; they show the source: "
