@@ -1,6 +1,7 @@
 """The shipped image editor, as someone who downloads it finds it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,12 @@ def test_another_request_is_another_edit(editor: ImageEditor) -> None:
     assert asked.predicted.mean() < 0.25 < 0.6 < other.predicted.mean()
 
 
-def test_it_decodes_in_other_ways_than_it_was_saved_with(editor: ImageEditor) -> None:
+def test_it_decodes_in_other_ways_than_it_was_saved_with(editor: ImageEditor, tmp_path: Path) -> None:
     examples = generate_edits(2, seed=6, split="test_photos", cell=8, emoji=24)
     run = editor.edit(examples.source, examples.instructions, decoding="regenerate", steps=4)
     assert (run.states[0] == -1).all() and run.num_forwards.tolist() == [4, 4]
+    other = replace(ImageEditor.load(CARD), decoding="regenerate")
+    assert ImageEditor.load(other.save(tmp_path / "other")).decoding == "regenerate"
 
 
 def test_the_card_says_where_its_figures_come_from() -> None:

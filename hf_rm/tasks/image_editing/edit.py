@@ -29,8 +29,15 @@ DECODINGS: dict[str, dict[str, Any]] = {
         "max_remasks_per_position": 1,
         "max_steps": 48,
     },
-    "revise-slowly": {"reveal": "confidence", "steps": 16, "revise": "reflective", "max_steps": 64, "patience": 3},
-    "regenerate": {"reveal": "confidence", "steps": 16, "revise": None, "use_history": False},
+    "revise-slowly": {
+        **_WITHOUT_LIMITS,
+        "reveal": "confidence",
+        "steps": 16,
+        "revise": "reflective",
+        "max_steps": 64,
+        "patience": 3,
+    },
+    "regenerate": {**_WITHOUT_LIMITS, "reveal": "confidence", "steps": 16, "revise": None, "use_history": False},
 }
 """`revise` starts from the source's tokens and takes back, by Eq. 1 with a threshold, the 5 % that it is surest
 of, step after step: what it has taken back says where the rest of the region is, so that the borders agree.
@@ -113,8 +120,7 @@ def edit_images(
     for start in logging.tqdm(starts, desc=f"edit ({decoding})", disable=not progress_bar):
         ids = torch.from_numpy(sequences[start : start + batch_size]).to(model.device)
         editable = torch.from_numpy(layout.editable_mask).to(model.device).expand_as(ids)
-        settings = {**_WITHOUT_LIMITS, **DECODINGS[decoding], **generation}
-        settings.setdefault("suppressed_token_ids", layout.suppressed_token_ids)
+        settings = {**DECODINGS[decoding], "suppressed_token_ids": layout.suppressed_token_ids, **generation}
         output = model.generate_reflective(
             ids, layout.attention_mask(ids), editable, output_trajectory=True, **settings
         )
