@@ -21,12 +21,15 @@ from ..evaluation.statistics import mean_interval, shown_interval
 from ..evaluation.text import decode_batch, decoding_config
 from ..evaluation.text_records import TextEvaluation
 from ..evaluation.text_report import plot_forwards, text_results_table
+from ..generation_config_rm import ReflectiveGenerationConfig
+from ..generation_rules_rm import REVEAL_RULES
 from ..training.stages import write_json
 from ..visualize import Replay, write_html
 from .post_training import SYSTEMS, PostTraining, Trained
 from .text import TextSample, decoded, encode_samples, prompt_ids
 
 WRONG_SHARE = 0.15
+REVEAL_SHARE = 0.75
 
 
 def with_default_config(path: Path, arguments: Sequence[str] | None = None) -> list[str]:
@@ -137,31 +140,31 @@ def _curves(run: PostTraining, trained: Sequence[Trained]) -> dict[str, list[Tex
 
 def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
     """
-    A decoding of at most so many forward passes; revising ones spend the share on reveals that `rm_decoding` does.
+    A decoding of at most so many forward passes; one that revises has all masks revealed after three quarters of them.
+
+    Rules with a schedule get a shorter one; a threshold, which has none, has to reveal more a step.
 
     Args:
         run: Its arguments hold the decodings.
-        rule: ``"sft"``, ``"rm"``, a revision rule that needs no training, or ``"remdm"``.
+        rule: ``"sft"``, ``"rm"``, a revision rule that needs no training (over SFT's decoding), or ``"remdm"``.
         forwards: The budget.
 
     Raises:
         ValueError: For an unknown rule.
     """
-    sft, rm = run.arguments.decoding("sft"), run.arguments.decoding("rm")
-    share = rm.get("steps", 1) / max(rm.get("max_steps", 1), 1)
-    schedule = {"steps": max(1, round(share * forwards)), "max_steps": forwards} if "steps" in rm else {}
-    if rule == "sft":
-        return {**sft, "steps": forwards}
-    if rule == "rm":
-        return {**rm, **(schedule or {"max_steps": forwards})}
+    thresholds = {"low_prob": 0.3, "t2t_remask": 0.9, "logit_diff": 0.3}
     if rule == "remdm":
         return {"preset": "remdm-loop", "steps": forwards}
-    limits = {"max_remasks_per_position": 1, "max_remask_ratio": 0.25, "use_history": False}
-    thresholds = {"low_prob": 0.3, "t2t_remask": 0.9, "logit_diff": 0.3}
-    if rule not in thresholds:
+    if rule not in ("sft", "rm", *thresholds):
         raise ValueError(f"`training_free` has {rule!r}: pass any of {', '.join(thresholds)}, remdm.")
-    reveal = {"reveal": "confidence", **(schedule or {"steps": max(1, 3 * forwards // 4), "max_steps": forwards})}
-    return {**reveal, "revise": rule, "revise_threshold": thresholds[rule], **limits}
+    settings = run.arguments.decoding("rm" if rule == "rm" else "sft")
+    scheduled = REVEAL_RULES[ReflectiveGenerationConfig(**settings).reveal].follows_schedule
+    reveals = forwards if rule == "sft" else max(1, round(REVEAL_SHARE * forwards))
+    at_least = -(-run.arguments.completion_length // reveals)
+    pace = {"steps": reveals} if scheduled else {"min_reveals_per_step": at_least}
+    limits = {"max_remasks_per_position": 1, "max_remask_ratio": 0.25}
+    free = {"revise": rule, "revise_threshold": thresholds[rule], **limits} if rule in thresholds else {}
+    return {**settings, **pace, **free, "max_steps": forwards}
 
 
 # Revision seen

@@ -17,7 +17,7 @@ from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
 from hf_rm.tasks.text import TextSample
-from hf_rm.tasks.text_recipe import means, report, with_default_config
+from hf_rm.tasks.text_recipe import budgeted, means, report, with_default_config
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested", "rm-pool"]
 
@@ -99,6 +99,23 @@ def test_the_report_holds_everything(whole):
     assert (whole.root / "forwards.png").stat().st_size > 1000
     page = (whole.root / "seed0" / "trajectories-rm.html").read_text()
     assert page.count("Question") + page.count("How many") > 0
+
+
+@pytest.mark.parametrize("rule", ["sft", "rm", "t2t_remask", "remdm"])
+def test_a_budget_holds_where_a_threshold_reveals(tmp_path: Path, base: str, rule: str) -> None:
+    threshold = {"reveal": "threshold", "reveal_threshold": 1.0}  # by itself one token a step
+    run = prepared(
+        tmp_path,
+        base,
+        sft_decoding={"preset": "fast-dllm", "block_length": None, **threshold},
+        rm_decoding={**threshold, "revise": "reflective"},
+    )
+    one = run.system("sft", 0)
+    for forwards in (1, 4, 7):
+        found = run.evaluate(one, budgeted(run, rule, forwards), f"{rule}-{forwards}", revision=False)
+        assert forwards / 2 <= found.forwards.value <= forwards
+    with pytest.raises(ValueError, match="training_free.*'t2m'"):
+        budgeted(run, "t2m", 4)
 
 
 def test_a_replay_grades_what_the_evaluation_does_the_text_before_the_first_end(monkeypatch):
