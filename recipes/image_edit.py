@@ -215,11 +215,12 @@ def trained_editor(
     trainer = make_trainer(arguments, training, system, seed, folder, model, rows, layout)
     minutes = train(trainer, folder)
     minutes = None if minutes is None or start_minutes is None else minutes + start_minutes
-    editor = ImageEditor(model, layout, book, SYSTEMS[system]["decoding"])
     if PartialState().is_main_process:
-        editor.save(folder)
+        ImageEditor(model, layout, book, SYSTEMS[system]["decoding"]).save(folder)
         write_json(folder / "trained.json", {"cpu_minutes": minutes})
-    return editor, minutes
+    PartialState().wait_for_everyone()
+    # What is evaluated is what was saved: the trainer leaves the model's forward in its autocast.
+    return ImageEditor.load(folder), minutes
 
 
 def training_rows(arguments: ImageEditArguments, seed: int, book: PatchCodebook) -> tuple[EditRows, EditLayout]:

@@ -130,12 +130,11 @@ def train_and_evaluate(
     if results.exists():
         print(f"finished before: {results} (delete {folder} to train again)")
         return json.loads(results.read_text())
-    if (folder / "model.safetensors").exists():  # trained before, but not evaluated
-        model, cpu_minutes = AutoModel.from_pretrained(folder), None
-    else:
-        model, cpu_minutes = train(arguments, args, variant, folder)
+    trained_before = (folder / "model.safetensors").exists()  # but not evaluated
+    cpu_minutes = None if trained_before else train(arguments, args, variant, folder)
     if not PartialState().is_main_process:
         return []
+    model = AutoModel.from_pretrained(folder)  # as it was saved: the trainer leaves a forward in its autocast
     labels = {"variant": variant, "law": law, "seed": seed, "train_cpu_minutes": cpu_minutes, "steps": args.max_steps}
     labels["recall"] = recall_by_history(model, *recall_boards(arguments))
     records = evaluate_model(arguments, model, folder, name=f"{variant}, {law}, seed {seed}", **labels)
@@ -173,10 +172,8 @@ def run_settings(arguments: SudokuArguments, args: RMTrainingArguments) -> dict[
     return settings | {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
 
 
-def train(
-    arguments: SudokuArguments, args: RMTrainingArguments, variant: str, folder: Path
-) -> tuple[RMForMaskedDiffusion, float]:
-    """Train a model, continuing from the last checkpoints; the model and the CPU minutes of this process."""
+def train(arguments: SudokuArguments, args: RMTrainingArguments, variant: str, folder: Path) -> float:
+    """Train and save a model, continuing from the last checkpoints; CPU minutes of this process."""
     set_seed(args.seed)
     size = {"num_layers": arguments.num_layers, "intermediate_size": arguments.intermediate_size}
     model = build_sudoku_model(variant, structured=arguments.structured, **size)
@@ -187,7 +184,7 @@ def train(
         run_stage(model, finishing_arguments(arguments, args, stage, steps))
     if PartialState().is_main_process:
         save_for_hub(model, folder, tokenizer=build_sudoku_tokenizer())
-    return model, (time.process_time() - began) / 60
+    return (time.process_time() - began) / 60
 
 
 def run_stage(model: RMForMaskedDiffusion, args: RMTrainingArguments) -> None:

@@ -1,14 +1,21 @@
 """The recipes as a user launches them: in their own process, from the command line."""
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModel
+
+from hf_rm import RMTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "sudoku.py"
@@ -75,10 +82,8 @@ def test_train_evaluate_and_report(tmp_path):
 def test_configurations_name_known_arguments(name, monkeypatch):
     from trl import TrlParser
 
-    from hf_rm import RMTrainingArguments
-
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    arguments, training = TrlParser((sudoku_arguments(), RMTrainingArguments)).parse_args_and_config(
+    arguments, training = TrlParser((sudoku_recipe().SudokuArguments, RMTrainingArguments)).parse_args_and_config(
         ["--config", str(ROOT / "recipes" / "configs" / name)]
     )
     assert training.min_corruption_rate * 81 < 4 <= 20 <= training.max_corruption_rate * 81 < 21
@@ -86,13 +91,31 @@ def test_configurations_name_known_arguments(name, monkeypatch):
     assert arguments.eval_boards >= (500 if name == "sudoku-demo.yaml" else 1000)  # the demo has eight minutes for all
 
 
-def sudoku_arguments() -> type:
-    import importlib.util
-
+def sudoku_recipe() -> ModuleType:
     path = list(sys.path)
     specification = importlib.util.spec_from_file_location("sudoku_recipe", RECIPE)
     module = importlib.util.module_from_spec(specification)
     sys.modules["sudoku_recipe"] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     sys.path[:] = path
-    return module.SudokuArguments
+    return module
+
+
+def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_path, monkeypatch):
+    recipe, seen = sudoku_recipe(), {}
+    ids = torch.randint(0, 10, (2, 81), generator=torch.Generator().manual_seed(0))
+
+    def evaluate_model(arguments, model, folder, **labels):
+        seen["logits"] = model(ids).logits
+        return []
+
+    monkeypatch.setattr(recipe, "evaluate_model", evaluate_model)
+    monkeypatch.setattr(recipe, "recall_by_history", lambda *boards: {})
+    monkeypatch.setattr(recipe, "recall_boards", lambda arguments: ())
+    names = {field.name for field in fields(recipe.SudokuArguments)}
+    settings = {**TINY, "output_dir": str(tmp_path), "bf16": True, "disable_tqdm": True}
+    arguments = recipe.SudokuArguments(**{name: value for name, value in settings.items() if name in names})
+    training = RMTrainingArguments(**{name: value for name, value in settings.items() if name not in names})
+    recipe.train_and_evaluate(arguments, training, "no-hr", "attempts", 0)
+    saved = AutoModel.from_pretrained(tmp_path / "no-hr_attempts_seed0")
+    assert torch.equal(seen["logits"], saved(ids).logits)

@@ -1,5 +1,6 @@
 """The image recipe as a user launches it, and the trainer with its fourth loss."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -106,6 +107,25 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     runs = [one.edit(examples.source, examples.instructions, max_steps=4) for one in (editor, trained)]
     assert (runs[0].states == runs[1].states).all() and (runs[0].result == runs[1].result).all()
     assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"
+
+
+def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    specification = importlib.util.spec_from_file_location("image_edit_recipe", ROOT / "recipes" / "image_edit.py")
+    recipe = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "image_edit_recipe", recipe)
+    specification.loader.exec_module(recipe)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
+    arguments = recipe.ImageEditArguments(train_edits=4, codes=8, cell=8, patch=8, emoji=8, **sizes)
+    training = RMTrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, save_strategy="no", bf16=True, use_cpu=True,
+        report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    editor, _ = recipe.trained_editor(arguments, training, "rm", 0, recipe.codebook(arguments, tmp_path))
+    ids = torch.zeros(1, editor.layout.length, dtype=torch.long)
+    editable = torch.from_numpy(editor.layout.editable_mask)[None]
+    logits = [one.model(ids, editable_mask=editable).logits for one in (editor, ImageEditor.load(tmp_path / "rm_seed0"))]
+    assert torch.equal(*logits)
 
 
 def test_systems_begin_with_the_same_weights_and_their_own_history(tmp_path: Path) -> None:
