@@ -124,7 +124,9 @@ def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_p
     editor, _ = recipe.trained_editor(arguments, training, "rm", 0, recipe.codebook(arguments, tmp_path))
     ids = torch.zeros(1, editor.layout.length, dtype=torch.long)
     editable = torch.from_numpy(editor.layout.editable_mask)[None]
-    logits = [one.model(ids, editable_mask=editable).logits for one in (editor, ImageEditor.load(tmp_path / "rm_seed0"))]
+    logits = [
+        one.model(ids, editable_mask=editable).logits for one in (editor, ImageEditor.load(tmp_path / "rm_seed0"))
+    ]
     assert torch.equal(*logits)
 
 
