@@ -183,8 +183,12 @@ def test_saved_and_loaded_by_every_auto_class(tmp_path: Path) -> None:
         assert not report["missing_keys"] and not report["unexpected_keys"]
         assert again.config.policy_layers == [0, 2] and again.config.attention_block_start == "answer"
         assert again.generation_config.preset == "remedi" and again.generation_config.block_length == 4
-        with torch.no_grad():
-            assert torch.equal(again(ids_of()).policy, model(ids_of()).policy)
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
+        with (
+            torch.no_grad()
+        ):  # to the last bits: how products are summed may depend on where the weights lie in memory
+            torch.testing.assert_close(again(ids_of()).policy, model(ids_of()).policy, rtol=1e-5, atol=1e-6)
 
 
 SCRIPT = """
