@@ -137,6 +137,30 @@ class OnPolicyPool:
         self.rows = PoolRows(**rows, history=history)
 
 
+def reveal_confident(
+    ids: Tensor, following: Tensor, confidence: Tensor, mask_token_id: int, threshold: float
+) -> Tensor:
+    """
+    The next state where masks become tokens above a threshold only, and the surest of a row always (Fast-dLLM).
+
+    Args:
+        ids (`Tensor` (P, N), long): the state.
+        following (`Tensor` (P, N), long): the next state by Eq. 1, which reveals every mask.
+        confidence (`Tensor` (P, N)): probability of the token that a mask would become; read at editable masks only.
+        mask_token_id (`int`): the mask.
+        threshold (`float`): a probability.
+
+    Example:
+        >>> state, following = torch.tensor([[0, 0, 3]]), torch.tensor([[1, 2, 0]])
+        >>> reveal_confident(state, following, torch.tensor([[0.4, 0.6, 0.0]]), 0, 0.9)
+        tensor([[0, 2, 0]])
+    """
+    revealed = (ids == mask_token_id) & (following != mask_token_id)
+    confidence = confidence.masked_fill(~revealed, -1.0)
+    sure = (confidence > threshold).scatter(-1, confidence.argmax(-1, keepdim=True), True)
+    return torch.where(revealed & ~sure, ids, following)
+
+
 def _concatenate(first: PoolRows, second: PoolRows) -> PoolRows:
     second_tensors = second.tensors()
     joined: dict[str, Any] = {n: torch.cat((v, second_tensors[n])) for n, v in first.tensors().items()}

@@ -127,6 +127,13 @@ class RMTrainingArguments(MaskedTrainingArguments):
         default="draft",
         metadata={"help": "How a pool row begins: 'draft' (corrupted positions wrong), 'canvas' (masked) or 'law'."},
     )
+    pool_reveal_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "A pool row's masks become tokens above this probability only, and the surest one always, as in "
+            "decoding text. By default all do at once (Eq. 1)."
+        },
+    )
     pool_start_step: int = field(default=0, metadata={"help": "Optimizer step at which the pool begins."})
     pool_max_age: int = field(default=8, metadata={"help": "Steps a row stays in the pool at most."})
 
@@ -139,6 +146,10 @@ class RMTrainingArguments(MaskedTrainingArguments):
             raise ValueError(f"`reveal_weights` is {self.reveal_weights!r}: pass 'uniform' or 'inverse'.")
         if not 0.0 <= self.pool_fraction < 1.0:
             raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
+        if self.pool_reveal_threshold is not None and not 0.0 <= self.pool_reveal_threshold <= 1.0:
+            raise ValueError(
+                f"`pool_reveal_threshold` is {self.pool_reveal_threshold!r}: pass a probability, or None for Eq. 1."
+            )
         if self.mask_row_batches < 0:
             raise ValueError(f"`mask_row_batches` is {self.mask_row_batches}: pass a number of batches, or 0.")
         if not self.edit_weight > 0:

@@ -107,6 +107,17 @@ class LossParts:
         return logs
 
 
+def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """
+    Probability of one token a position, (K, V) and (K,) to (K,) in float32.
+
+    Example:
+        >>> token_probability(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([0.5000])
+    """
+    return (-F.cross_entropy(logits.float(), tokens, reduction="none")).exp()
+
+
 def reveal_weights(input_ids: Tensor, labels: Tensor, mask_token_id: int) -> Tensor:
     """
     (B, N) weights: at a mask the inverse of its row's share of masks among the labelled positions, elsewhere 1.

@@ -20,12 +20,13 @@ from ..corruption import (
     build_law,
     oracle_labels,
 )
+from ..corruption.pool import reveal_confident
 from ..generation_rules_rm import eq1_next_state
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
 from .data import collator_settings, uniform_proposal
-from .losses import LossParts, clipped_cross_entropy, reveal_weights
+from .losses import LossParts, clipped_cross_entropy, reveal_weights, token_probability
 from .mask_row import fit_mask_row, own_head
 
 
@@ -151,11 +152,11 @@ class RMTrainer(MaskedTrainer):
         if model.training:
             self.loss_parts.add(batch["input_ids"], labels, best, per_position, self.mask_token_id)
         if pool is not None:
-            self._advance_pool(pool, following[0].view_as(labels), outputs.history)
+            self._advance_pool(pool, outputs.history, *(column.view_as(labels) for column in following))
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
 
     def _reader(self, batch: dict[str, Tensor], pool: OnPolicyPool | None) -> Callable[[Tensor, Any], Any]:
-        """What a step reads from scores (k, V): loss, most probable id and, with a pool, the next id by Eq. 1."""
+        """What a step reads from scores (k, V): loss, best id; with a pool the next id by Eq. 1, its probability."""
         state, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
         forbidden = self.model.config.suppressed_token_ids or ()
 
@@ -168,7 +169,10 @@ class RMTrainer(MaskedTrainer):
                     return loss, best
                 ids = state[which].to(logits.device)
                 everywhere = torch.ones_like(ids, dtype=torch.bool)
-                return loss, best, eq1_next_state(ids, logits, self.mask_token_id, everywhere, forbidden)
+                following = eq1_next_state(ids, logits, self.mask_token_id, everywhere, forbidden)
+                if self.args.pool_reveal_threshold is None:
+                    return loss, best, following
+                return loss, best, following, token_probability(logits, following)
 
         return read
 
@@ -200,9 +204,14 @@ class RMTrainer(MaskedTrainer):
         return batch, [_segments(first), rows.history]
 
     @torch.no_grad()
-    def _advance_pool(self, pool: OnPolicyPool, following: Tensor, history: HistoryState | None) -> None:
+    def _advance_pool(
+        self, pool: OnPolicyPool, history: HistoryState | None, following: Tensor, confidence: Tensor | None = None
+    ) -> None:
         rows, count = pool.active_rows(), pool.size
         following = torch.where(rows.editable, following[-count:], rows.ids)
+        if confidence is not None:
+            least = self.args.pool_reveal_threshold
+            following = reveal_confident(rows.ids, following, confidence[-count:], self.mask_token_id, least)
         pool.advance(following, None if history is None else history.select(slice(-count, None)))
 
     def extra_state(self) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ def test_extra_rows_for_processes_that_share_the_weights_change_nothing(tmp_path
 
 
 def test_the_pool_moves_alike(tmp_path):
-    settings = {"max_steps": 5, "pool_fraction": 0.5, "per_device_train_batch_size": 8}
+    settings = {"max_steps": 5, "pool_fraction": 0.5, "per_device_train_batch_size": 8, "pool_reveal_threshold": 0.5}
     trainers = []
     for chunk in (0, 7):
         model = tiny_model(suppressed_token_ids=[3])

@@ -131,6 +131,24 @@ def test_pool_rows_live_through_the_models_own_revision(tmp_path, model, rows):
     assert any(int(before.max()) > 0 for _, _, before, _, _ in seen), "rows stay for several steps"
 
 
+def test_pool_rows_reveal_what_is_sure_where_they_are_told_to(tmp_path, model, rows):
+    """Nothing is above probability 1: each row reveals its surest mask alone."""
+    settings = {"max_steps": 6, "pool_fraction": 0.5, "pool_start": "canvas", "full_corruption": 1.0}
+    trainer = RMTrainer(model, arguments(tmp_path, pool_reveal_threshold=1.0, **settings), train_dataset=rows)
+    revealed = []
+    advance = trainer.pool.advance
+
+    def spy(following, history):
+        before = trainer.pool.rows.ids
+        revealed.append(((before == 0) & (following != 0)).sum(-1)[(before == 0).any(-1)])
+        advance(following, history)
+
+    trainer.pool.advance = spy
+    trainer.train()
+    assert torch.cat(revealed).unique().tolist() == [1]
+    assert len(torch.cat(revealed)) > 12
+
+
 def test_the_pool_costs_no_extra_forward(tmp_path, rows):
     def forwards(**settings):
         model, calls = tiny_model(), []
@@ -320,6 +338,7 @@ def test_prompt_and_completion_rows_supervise_the_completion_only(tmp_path, mode
         ({"law": "attempts", "horizon": 4}, "horizon"),
         ({"loss_clip": "soft"}, "loss_clip"),
         ({"pool_fraction": 1.0}, "pool_fraction"),
+        ({"pool_reveal_threshold": 1.5}, "pool_reveal_threshold"),
         ({"edit_weight": 0.0}, "edit_weight"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
