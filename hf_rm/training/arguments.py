@@ -114,6 +114,13 @@ class RMTrainingArguments(MaskedTrainingArguments):
             "share of masks, as the 1 / t of vanilla SFT: what a row nearly done has to teach does not drown (text)."
         },
     )
+    reveal_context: str = field(
+        default="any",
+        metadata={
+            "help": "'any' teaches masks in every row (the paper), 'right' only in rows that show no wrong token: "
+            "what masks should become beside wrong ones teaches mistrust of the page (text)."
+        },
+    )
     loss_clip: str = field(
         default="reported",
         metadata={
@@ -144,6 +151,8 @@ class RMTrainingArguments(MaskedTrainingArguments):
             raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
         if self.reveal_weights not in ("uniform", "inverse"):
             raise ValueError(f"`reveal_weights` is {self.reveal_weights!r}: pass 'uniform' or 'inverse'.")
+        if self.reveal_context not in ("any", "right"):
+            raise ValueError(f"`reveal_context` is {self.reveal_context!r}: pass 'any' or 'right'.")
         if not 0.0 <= self.pool_fraction < 1.0:
             raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
         if self.pool_reveal_threshold is not None and not 0.0 <= self.pool_reveal_threshold <= 1.0:

@@ -26,7 +26,7 @@ from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
 from .data import collator_settings, uniform_proposal
-from .losses import LossParts, clipped_cross_entropy, reveal_weights, token_probability
+from .losses import LossParts, clipped_cross_entropy, reveal_weights, right_context, token_probability
 from .mask_row import fit_mask_row, own_head
 
 
@@ -145,6 +145,8 @@ class RMTrainer(MaskedTrainer):
         weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
         if self.args.reveal_weights == "inverse":
             weights = weights * reveal_weights(batch["input_ids"], labels, self.mask_token_id).flatten()
+        if self.args.reveal_context == "right":
+            weights = weights * right_context(batch["input_ids"], labels, self.mask_token_id).flatten()
         if num_items_in_batch is not None and pool is not None:
             # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
             num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])

@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import hf_rm.corruption.collator
-from hf_rm.corruption import AttemptsLaw, PaperLaw, RMDataCollator, UniformProposal, loss_parts, oracle_labels
+from hf_rm.corruption import (
+    AttemptsLaw,
+    PaperLaw,
+    RemaskSFTCollator,
+    RMDataCollator,
+    UniformProposal,
+    loss_parts,
+    oracle_labels,
+)
 from hf_rm.corruption.random import KeyedUniforms, row_keys
+from hf_rm.training.sft import MaskedSFTCollator
 
 MASK = 0
 
@@ -35,6 +44,22 @@ def rows_of(batches: list[dict[str, Tensor]]) -> list[list[tuple[str, list[Any]]
         for batch in batches
         for row in range(len(batch["input_ids"]))
     ]
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        collator(),
+        collator(edit_weight=2.0, blank_rows=0.5),
+        MaskedSFTCollator(MASK),
+        RemaskSFTCollator(MASK, UniformProposal(12, excluded=[MASK])),
+    ],
+    ids=["rm", "rm, weights", "sft", "remask sft"],
+)
+def test_every_tensor_has_memory_of_its_own(collate: Any) -> None:
+    """A loader for a GPU pins them, which is refused where several elements lie in one place."""
+    for name, value in collate(features(3)).items():
+        assert value.is_contiguous(), name
 
 
 def test_docstring_example() -> None:
