@@ -28,6 +28,7 @@ from transformers import (
 
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.history import HistorySegments
+from hf_rm.hub import save_adapter_for_hub
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer, default_lora_config, lora_targets, mask_rows
 from hf_rm.training.base import load_model
 from hf_rm.training.lora import complete_peft_config
@@ -392,6 +393,21 @@ class TestTraining:
         trainer.train()
         assert trainer.model is adapted
         assert all(p.abs().sum() > 0 for n, p in adapted.named_parameters() if "lora_B" in n)
+
+    @pytest.mark.parametrize("name", ["llama", "llama, tied"])
+    def test_published_and_loaded_it_computes_the_same(self, name, tmp_path):
+        """Of a tied head's rows, stored once, the loader said that they were missing."""
+        make_model(name, tmp_path).model.save_pretrained(tmp_path / "base")
+        model = RMForMaskedDiffusion.from_backbone(str(tmp_path / "base"), mask_token_id=MASK)
+        config = default_lora_config(model, r=2)
+        trainer = RMTrainer(model, arguments(tmp_path / "out"), train_dataset=rows(), peft_config=config)
+        trainer.train()
+        adapted = trainer.accelerator.unwrap_model(trainer.model).eval()
+        save_adapter_for_hub(adapted, tmp_path / "published")
+        again = RMForMaskedDiffusion.from_pretrained(tmp_path / "published").eval()
+        ids = torch.tensor([[1, MASK, 2, MASK]])
+        with torch.no_grad():
+            torch.testing.assert_close(again(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-6)
 
     def test_vanilla_sft_takes_one_too(self, tmp_path):
         model = tiny_model()
