@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from isolation import isolated
 from tiny_text import character_llada
 
 from hf_rm import RMTrainingArguments
-from hf_rm.evaluation.sandbox import sandbox_available
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -69,7 +69,7 @@ def test_math_on_gsm8k(tmp_path, base):
     assert "train_runtime" in shown and "train_runtime" not in again
 
 
-@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+@isolated
 def test_mbpp(tmp_path, base):
     rows = [
         {

@@ -12,11 +12,12 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
+from isolation import isolated
 from lm_eval.api.instance import Instance
 from tiny_models import wrapped
 from tiny_text import WritingModel, character_tokenizer
 
-from hf_rm.evaluation import evaluate_multiple_choice, evaluate_text, sandbox_available, score_continuations
+from hf_rm.evaluation import evaluate_multiple_choice, evaluate_text, score_continuations
 from hf_rm.evaluation.lm_eval_model import ReflectiveLM, evaluate_tasks, refuse_unsafe
 from hf_rm.tasks.code import read_humaneval, read_mbpp, verify_code
 from hf_rm.tasks.math import answers_equal, extract_boxed, extract_marked, read_gsm8k, read_math
@@ -25,8 +26,6 @@ from hf_rm.tasks.text import TextSample
 
 TOKENIZER = character_tokenizer()
 LENGTH = 48
-SUPPORT = sandbox_available()
-isolated = pytest.mark.skipif(not SUPPORT.available, reason=SUPPORT.missing)
 # Hand-made records of the published schemas.
 GSM8K = [
     {"question": f"Ann has {a} pens and buys {b}. How many?", "answer": f"She has {a}+{b}.\n#### {a + b}"}

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks.code import CodeProblem, extract_code, read_humaneval, read_mbpp, split_problems, verify_code
 
-SUPPORT = sandbox_available()
-isolated = pytest.mark.skipif(not SUPPORT.available, reason=SUPPORT.missing)
 # Hand-made records of the published schemas.
 MBPP = {
     "task_id": 1,
