@@ -170,3 +170,37 @@ def test_a_folder_without_the_model_is_refused(load: Any, tmp_path: Path, capsys
     assert "no config.json and no vocab.txt" in capsys.readouterr().err
     with pytest.raises(ValueError, match="ask for 400 of 354"):
         free.read_strings(argparse.Namespace(development=200, held_out=200))
+
+
+# Published files
+
+
+def test_without_files_it_says_what_it_needs_and_records_nothing(
+    load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `make bench` runs it, which goes on with the next one."""
+    assert load("real_files").main([]) is None
+    shown = capsys.readouterr().out
+    assert all(f"--{name} FILE" in shown for name in ("gsm8k", "math", "mbpp"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit):
+        load("real_files").main(["--math", str(tmp_path / "none.jsonl")])
+    assert "none.jsonl is no file" in capsys.readouterr().err
+
+
+def test_references_solve_their_own_problems_and_no_other(load: Any, tmp_path: Path) -> None:
+    real = load("real_files")
+    rows = [{"question": f"{i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(40)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = real.grade_references(real.MathTask("gsm8k", str(tmp_path / "gsm8k.jsonl")), 30)
+    assert (row["file"], row["solutions"], row["own"], row["another's"]) == ("gsm8k", 30, 30, 0)
+
+
+def test_the_base_is_the_same_again(load: Any, tmp_path: Path) -> None:
+    """Or a second run would be refused the first one's evaluations."""
+    real = load("real_files")
+    samples = [real.TextSample(str(i), f"What is {i}?\n", f"It is {i}.") for i in range(9)]
+    for name in ("a", "b"):
+        real.build_base(samples, tmp_path / name)
+    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "ab"]
+    assert files[0] == files[1] and "model.safetensors" in files[0]
