@@ -172,6 +172,41 @@ def test_a_folder_without_the_model_is_refused(load: Any, tmp_path: Path, capsys
         free.read_strings(argparse.Namespace(development=200, held_out=200))
 
 
+# A training step
+
+STEP = ["--width", "32", "--layers", "1", "--vocabulary", "200", "--prompt", "8", "--answer", "16", "--repeats", "2"]
+
+
+def test_a_step_of_every_form_is_timed_against_sft(load: Any, tmp_path: Path) -> None:
+    result = load("training_step").main([*STEP, "--top_k", "5", "--optimizer", "--bf16"])
+    assert result == {k: v for k, v in written(tmp_path, "training_step").items() if k in result}
+    assert [row["what"] for row in result["forms"]] == ["vanilla SFT", "RM, T = 16", "RM, T = 64", "RM, T = 16, top 5"]
+    assert result["forms"][0]["times_sft"] == 1 and result["probe_cpu_s"] > 0
+    for row in result["forms"]:
+        assert row["low"] <= row["times_sft"] <= row["high"] and row["cpu_s"] > 0
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_step_is_what_it_says(load: Any, tmp_path: Path, optimizer: bool) -> None:
+    """Its wrong tokens are the frozen network's where they should be, and only the optimizer moves the weights."""
+    step = load("training_step")
+    options = step.parse_arguments([*STEP, "--top_k", "5", *(["--optimizer"] if optimizer else [])])
+    rows = step.make_rows(options)
+    assert options.repeats == 2 and step.parse_arguments([]).repeats == 30
+    trainers, _ = step.build_trainers(options, rows, str(tmp_path))
+    trainer = trainers["RM, T = 16, top 5"]
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    proposal = trainer.data_collator.proposal
+    shard, entries = proposal.table(0, np.array(rows[0]["input_ids"]))
+    assert shard["ids"][entries].shape == (16, 5)
+    drawn: list[int] = []
+    draw = proposal.draw
+    proposal.draw = lambda *given: drawn.append(len(given[0])) or draw(*given)
+    assert step.make_step(trainer, rows, options)(0) > 0 and drawn == [options.batch]
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert bool(moved) is optimizer
+
+
 # Published files
 
 
