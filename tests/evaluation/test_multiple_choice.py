@@ -234,7 +234,7 @@ HUB = {
     "choices": {"text": ["Fire.", "Water."], "label": ["A", "B"]},
     "answerKey": "B",
 }
-AI2 = {
+AI2: dict[str, Any] = {
     "id": "b",
     "question": {
         "stem": "What is steam?",
@@ -265,10 +265,24 @@ def test_both_schemas_are_read(tmp_path: Path) -> None:
         ({"choices": {"text": ["One.", "Two."], "label": ["A", "A"]}}, "each needs a text"),
         ({"choices": {"text": ["One.", "Two."]}}, "no column 'label'"),
         ({"question": {"stem": "What?"}}, "no column 'choices'"),
+        ({"question": {"stem": "", "choices": AI2["question"]["choices"]}}, "its 'question' has an empty 'stem'"),
+        ({"question": ""}, "record 1 has an empty 'question'"),
+        ({"id": None}, "record 1 has an empty 'id'"),
+        ({"choices": []}, "record 1 has an empty 'choices'"),
+        ({"choices": {"text": ["One.", "Two."], "label": ["A"]}}, "each needs a text"),
+        ({"choices": [{"text": "One."}, {"text": "Two.", "label": "B"}]}, "a choice has no column 'label'"),
     ],
 )
 def test_bad_records_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "arc.jsonl"
     path.write_text(json.dumps({**HUB, **change}))
     with pytest.raises(ValueError, match=message):
+        read_arc(path)
+
+
+@pytest.mark.parametrize("column", sorted(HUB))
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "arc.jsonl"
+    path.write_text(json.dumps({name: value for name, value in HUB.items() if name != column}))
+    with pytest.raises(ValueError, match=f"record 1 has no column '{column}'"):
         read_arc(path)
