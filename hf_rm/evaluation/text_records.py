@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..generation_config_rm import DEFAULTS, ReflectiveGenerationConfig
 from ..tasks.text import TextSample
+from .record_log import RECORDS_FILE as RECORDS_FILE
 from .record_log import content_digest, weights_digest
 from .statistics import Interval, mean_interval, paired_bootstrap, paired_difference_interval, wilson_interval
 
