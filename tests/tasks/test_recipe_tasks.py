@@ -5,8 +5,8 @@ from pathlib import Path
 
 import datasets
 import pytest
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks._records import read_records
 from hf_rm.tasks.code.tasks import CodeTask
 from hf_rm.tasks.math.tasks import MathTask, WordProblems, build_math_task
@@ -75,7 +75,7 @@ def test_gold_solutions_are_right_and_others_wrong(tmp_path):
         assert sum(verdicts(task, shift=1)) <= 2, task.name
 
 
-@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+@isolated
 def test_gold_programs_pass_and_others_do_not(tmp_path):
     for task in (
         CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP)),

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks.sudoku import format_board, generate_boards
 from hf_rm.training.rewards import (
     MissingColumnError,
@@ -41,9 +41,8 @@ def test_math_by_math_verify() -> None:
     assert call(math_reward(), texts, answer=["0.5"] * 5) == [1, 1, 0, 0, 1]
 
 
+@isolated
 def test_code_in_the_sandbox() -> None:
-    if not sandbox_available().available:
-        pytest.skip("no sandbox here")
     programs = ["def f(x):\n    return 2 * x", "def f(x):\n    return x", "def f(:", "def f(x):\n    while True: pass"]
     reward = code_reward(timeout=1.0)
     columns = {"tests": [["assert f(2) == 4"]] * 4, "entry_points": [["f"]] * 4}
