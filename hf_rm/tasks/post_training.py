@@ -13,8 +13,9 @@ checkpoint, caches from their last shard, evaluations from their last sample.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,14 +25,16 @@ from accelerate.utils import gather_object
 from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..adapters_rm import HUB_ARGUMENTS
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
+from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
 from ..evaluation.text_records import TextEvaluation
 from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
 from ..training.arguments import MaskedTrainingArguments
-from ..training.stages import claim_folder, write_json
+from ..training.stages import claim_folder, settings_that_matter, write_json
 from .text import TextSample, encode_samples
 
 FINISHED = "finished.json"
@@ -58,28 +61,37 @@ class System:
 
     Attributes:
         trainer: ``None`` for the base as it is, ``"sft"`` or ``"rm"``.
+        what: In a few words, for the help.
         history: Whether the model reads its earlier states.
-        law: Trajectory law.
         harvested: Whether wrong tokens are the start's own recorded errors where it made any.
-        pool: Whether a part of each batch is the model's own revisions.
+        fixed: Training arguments that the system sets, whatever was given. All others, law and pool among them, are
+            those of the run.
     """
 
     trainer: Literal["sft", "rm"] | None
+    what: str
     history: bool = True
-    law: str = "attempts"
     harvested: bool = False
-    pool: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def described(self) -> str:
+        """What it is and what it fixes."""
+        fixed = " and ".join(f"{name} {value}" for name, value in self.fixed.items())
+        return f"{self.what}, with {fixed} whatever is given" if fixed else self.what
 
 
 SYSTEMS = {
-    "base": System(None),
-    "sft": System("sft", history=False),
-    "rm-no-hr": System("rm", history=False),
-    "rm-paper": System("rm", law="paper"),
-    "rm": System("rm"),
-    "rm-harvested": System("rm", harvested=True),
-    "rm-pool": System("rm", pool=True),
+    "base": System(None, "the base as it is"),
+    "sft": System("sft", "vanilla fine-tuning", history=False),
+    "rm-no-hr": System("rm", "RM without history", history=False),
+    "rm-paper": System("rm", "RM under the paper's law", fixed={"law": "paper", "pool_fraction": 0.0}),
+    "rm": System("rm", "RM"),
+    "rm-harvested": System("rm", "RM with the start's own errors as wrong tokens", harvested=True),
 }
+_DESCRIBED = "; ".join(f"{name}: {system.described}" for name, system in SYSTEMS.items())
+_START, _START_SEED = "start", 1_000_000
+_STAGES = {**SYSTEMS, _START: System("sft", "where all but the base begin", history=False)}
 
 
 @dataclass
@@ -90,7 +102,8 @@ class PostTrainingArguments:
         default="model_cards/tiny-math-base", metadata={"help": "The model to post-train: a folder or Hub name."}
     )
     systems: list[str] = field(
-        default_factory=lambda: ["base", "sft", "rm"], metadata={"help": f"Any of {', '.join(SYSTEMS)}."}
+        default_factory=lambda: ["base", "sft", "rm"],
+        metadata={"help": f"Any of {_DESCRIBED}. Law, pool and all else are as given."},
     )
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the post-training."})
     sft_steps: int = field(
@@ -219,27 +232,24 @@ class PostTraining:
 
     def system(self, name: str, seed: int) -> Trained:
         """One system; read back if it was trained before."""
-        system, args = SYSTEMS[name], self.arguments
-        if system.trainer is None:
-            return Trained(name, seed, None, lambda: self._wrap(args.base, history=False))
-        folder = self.root / f"seed{seed}" / name
-        if not self._finished(folder, self._settings(name, seed)):
-            start = self.start(seed)
-            if system.trainer == "sft":
-                self._train_sft(start, folder, seed, self.training.max_steps)
-            else:
-                self._train_rm(system, start, folder, seed)
+        if SYSTEMS[name].trainer is None:
+            return Trained(name, seed, None, lambda: self._wrap(self.arguments.base, history=False))
+        folder = self._trained(name, seed)
         return Trained(name, seed, folder, lambda: RMForMaskedDiffusion.from_pretrained(folder))
 
     def start(self, seed: int) -> str:
         """Where all systems but the base begin: the base, or a plain checkpoint after `sft_steps` of SFT."""
-        steps = self.arguments.sft_steps
-        if not steps:
-            return self.arguments.base
-        folder = self.root / f"seed{seed}" / "start"
-        if not self._finished(folder, self._settings("start", seed)):
-            self._train_sft(self.arguments.base, folder, seed + _START_SEED, steps, plain=True)
-        return str(folder)
+        return str(self._trained(_START, seed)) if self.arguments.sft_steps else self.arguments.base
+
+    def _trained(self, name: str, seed: int) -> Path:
+        """The folder of a stage, which is trained if it was not."""
+        folder = self.root / f"seed{seed}" / name
+        if PartialState().is_main_process:
+            claim_folder(folder, self._settings(name, seed))
+        PartialState().wait_for_everyone()
+        if not (folder / FINISHED).exists():
+            self._train(name, seed, folder)
+        return folder
 
     def proposal(self, system: System, seed: int) -> Proposal:
         """Where wrong tokens come from: the start's top k, and its own errors where they were harvested."""
@@ -263,31 +273,24 @@ class PostTraining:
         errors = harvest(frozen, rows, folder / "harvest", **settings)
         return HarvestedProposal(errors, fallback=FrozenTopKProposal(cache))
 
-    def _train_sft(self, start: str, folder: Path, seed: int, steps: int, plain: bool = False) -> None:
-        model = self._wrap(start, history=False)
-        args = MaskedSFTArguments(
-            **self._copied(MaskedTrainingArguments, folder, seed, steps), min_mask_rate=self.arguments.min_mask_rate
-        )
-        trainer = MaskedSFTTrainer(
-            model, args, train_dataset=self.rows, processing_class=self.tokenizer, peft_config=self._adapter(model)
-        )
-        self._finish(trainer, folder, plain)
+    def _train(self, name: str, seed: int, folder: Path) -> None:
+        system, values = _STAGES[name], self._trainer_arguments(name, seed, folder)
+        start = self.arguments.base if name == _START else self.start(seed)
+        if system.trainer == "sft":
+            model = self._wrap(start, history=False)
+            trainer: Any = MaskedSFTTrainer(model, MaskedSFTArguments(**values), **self._data(model))
+        else:
+            proposal = self.proposal(system, seed)
+            settings = {key: getattr(self.arguments, key) for key in _HISTORY_SETTINGS if system.history}
+            model = self._wrap(start, history=system.history, **settings)
+            trainer = RMTrainer(model, RMTrainingArguments(**values), proposal=proposal, **self._data(model))
+        self._finish(trainer, folder, plain=name == _START)
 
-    def _train_rm(self, system: System, start: str, folder: Path, seed: int) -> None:
-        proposal = self.proposal(system, seed)
-        settings = {"history_decay": self.arguments.history_decay, "history_scope": self.arguments.history_scope}
-        model = self._wrap(start, history=system.history, **settings)
-        copied = self._copied(RMTrainingArguments, folder, seed, self.training.max_steps)
-        own = {"law": system.law, "pool_fraction": self.training.pool_fraction if system.pool else 0.0}
-        trainer = RMTrainer(
-            model,
-            RMTrainingArguments(**{**copied, **own}),
-            train_dataset=self.rows,
-            processing_class=self.tokenizer,
-            proposal=proposal,
-            peft_config=self._adapter(model),
-        )
-        self._finish(trainer, folder)
+    def _data(self, model: RMForMaskedDiffusion) -> dict[str, Any]:
+        """What every trainer gets beside model and arguments."""
+        rank = self.arguments.lora_rank
+        adapter = default_lora_config(model, r=rank) if rank else None
+        return {"train_dataset": self.rows, "processing_class": self.tokenizer, "peft_config": adapter}
 
     def _finish(self, trainer: Any, folder: Path, plain: bool = False) -> None:
         """Train, going on where a stopped run was; save what the next stage loads, and say so last."""
@@ -306,39 +309,53 @@ class PostTraining:
         if self.training.push_to_hub and not plain:
             trainer.push_to_hub()
 
-    def _copied(self, kind: type, folder: Path, seed: int, steps: int) -> dict[str, Any]:
-        """The run's arguments for one stage; the model is loaded already."""
+    def _trainer_arguments(self, name: str, seed: int, folder: Path) -> dict[str, Any]:
+        """Those of a stage's trainer: the run's, and over them what the stage and its system set."""
+        system = _STAGES[name]
+        kind = RMTrainingArguments if system.trainer == "rm" else MaskedTrainingArguments
         values = {item.name: getattr(self.training, item.name) for item in fields(kind) if item.init}
-        stage = {"output_dir": str(folder), "seed": seed, "max_steps": steps, "model_init_kwargs": None}
-        return {**values, **stage}
+        # The model is loaded already.
+        values |= {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **system.fixed}
+        if system.trainer == "sft":
+            values["min_mask_rate"] = self.arguments.min_mask_rate
+        if name == _START:
+            values |= {"seed": seed + _START_SEED, "max_steps": self.arguments.sft_steps}
+        return values
 
     def _wrap(self, name: str, **history: Any) -> RMForMaskedDiffusion:
         set_seed(0)  # nothing is drawn in wrapping; rows that a backbone lacks would be
-        loading: Any = self.training.model_init_kwargs
-        return RMForMaskedDiffusion.from_backbone(name, backbone_kwargs=dict(loading or {}), **history)
+        return RMForMaskedDiffusion.from_backbone(name, backbone_kwargs=self._loading, **history)
 
-    def _adapter(self, model: RMForMaskedDiffusion) -> Any:
-        rank = self.arguments.lora_rank
-        return default_lora_config(model, r=rank) if rank else None
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """How the base is loaded."""
+        given: Any = self.training.model_init_kwargs
+        return dict(given or {})
 
     def _settings(self, name: str, seed: int) -> dict[str, Any]:
-        """What a stage's result depends on."""
-        args, training = self.arguments, self.training
-        settings: dict[str, Any] = {"task": self.task.name, "system": name, "seed": seed}
-        rm = SYSTEMS[name].trainer == "rm" if name in SYSTEMS else False
-        settings |= {key: getattr(args, key) for key in (*_RECIPE_SETTINGS, *(_RM_RECIPE_SETTINGS if rm else ()))}
-        settings |= {
-            key: getattr(training, key) for key in (*_TRAINING_SETTINGS, *(_RM_TRAINING_SETTINGS if rm else ()))
-        }
-        if name in SYSTEMS:
-            settings["max_steps"] = training.max_steps
-        return settings | {"processes": training.world_size}
+        """What a stage's weights depend on, and nothing that they do not."""
+        args, system = self.arguments, _STAGES[name]
+        # What fetches the base is no setting, and a token is not to be written down.
+        loading = {key: value for key, value in self._loading.items() if key not in _FETCHING}
+        names = ["base", "completion_length", "eos_tail", "lora_rank"]
+        if name != _START:
+            names += ["sft_steps"]
+        if args.sft_steps:
+            names += ["min_mask_rate"]
+        if system.trainer == "rm":
+            names += ["top_k", "probe", *(["probe_mask_rate"] if args.probe == "masked" else [])]
+            names += _HISTORY_SETTINGS if system.history else ()
+        settings = {"task": self.task.name, "system": name, "seed": seed, "training data": self._data_digest}
+        settings |= {key: getattr(args, key) for key in names} | {"model_init_kwargs": loading}
+        if system.harvested:
+            settings["harvest_samples"] = min(args.harvest_samples, len(self.rows))
+            settings["sft_decoding"] = args.decoding("sft")
+        values = settings_that_matter(self._trainer_arguments(name, seed, self.root))
+        return {**values, **settings, "processes": self.training.world_size}
 
-    def _finished(self, folder: Path, settings: dict[str, Any]) -> bool:
-        if PartialState().is_main_process:
-            claim_folder(folder, settings)
-        PartialState().wait_for_everyone()
-        return (folder / FINISHED).exists()
+    @cached_property
+    def _data_digest(self) -> str:
+        return f"{len(self.rows)} rows with the digest {data_digest(self.rows)}"
 
     # Evaluation
 
@@ -388,36 +405,5 @@ class PostTraining:
         )
 
 
-_START_SEED = 1_000_000
-# What the weights depend on: of every training, and of RM's alone.
-_RECIPE_SETTINGS = (
-    "base",
-    "sft_steps",
-    "train_samples",
-    "completion_length",
-    "eos_tail",
-    "min_mask_rate",
-    "lora_rank",
-)
-_RM_RECIPE_SETTINGS = ("history_decay", "history_scope", "top_k", "probe", "probe_mask_rate", "harvest_samples")
-_TRAINING_SETTINGS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "muon_learning_rate",
-    "warmup_steps",
-    "max_length",
-    "bf16",
-)
-_RM_TRAINING_SETTINGS = (
-    "horizon",
-    "max_attempts",
-    "min_corruption_rate",
-    "max_corruption_rate",
-    "full_corruption",
-    "blank_rows",
-    "mask_row_batches",
-    "edit_weight",
-    "reveal_weights",
-    "pool_fraction",
-)
+_HISTORY_SETTINGS = ("history_decay", "history_scope")
+_FETCHING = frozenset(HUB_ARGUMENTS) - {"revision"}

@@ -1,6 +1,7 @@
 """The stages of the text recipes, on a network of a few thousand weights."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,9 @@ from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
 from hf_rm.tasks.text import TextSample
 from hf_rm.tasks.text_recipe import budgeted, means, report, with_default_config
+from hf_rm.training.stages import NEUTRAL_ARGUMENTS, claim_folder
 
-SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested", "rm-pool"]
+SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def base(tmp_path_factory) -> str:
     return str(folder)
 
 
-def prepared(root: Path, base: str, training: dict | None = None, **settings) -> PostTraining:
+def prepared(root: Path, base: str, training: dict | None = None, problems: int = 12, **settings) -> PostTraining:
     defaults = {
         "base": base,
         "systems": ["sft", "rm"],
@@ -44,10 +46,11 @@ def prepared(root: Path, base: str, training: dict | None = None, **settings) ->
         "sft_decoding": {"preset": "llada", "steps": 4},
         "rm_decoding": {"reveal": "confidence", "steps": 3, "revise": "reflective", "max_steps": 6},
     }
-    budget = {"max_steps": 3, "per_device_train_batch_size": 4, "pool_fraction": 0.5, "pool_start": "canvas"}
+    budget = {"max_steps": 3, "per_device_train_batch_size": 4, "horizon": 8}
+    budget |= {"pool_fraction": 0.5, "pool_start": "canvas"}
     quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_steps": 1, "learning_rate": 1e-2}
-    arguments = RMTrainingArguments(str(root), horizon=8, **budget, **quiet, **(training or {}))
-    return PostTraining(PostTrainingArguments(**{**defaults, **settings}), arguments, WordProblems(12, 6))
+    arguments = RMTrainingArguments(str(root), **{**budget, **quiet, **(training or {})})
+    return PostTraining(PostTrainingArguments(**{**defaults, **settings}), arguments, WordProblems(problems, 6))
 
 
 def weights(folder: Path | None) -> dict[str, torch.Tensor]:
@@ -92,7 +95,7 @@ def test_the_report_holds_everything(whole):
     records = json.loads((whole.root / "records.json").read_text())
     assert [row["system"] for row in records["systems"]] == SYSTEMS
     assert all(row["samples"] == 6 and row["forwards"] <= 6 for row in records["systems"])
-    assert {"rm, seed 0", "rm-pool, seed 0"} <= records["recall"].keys()
+    assert {"rm, seed 0", "rm-harvested, seed 0"} <= records["recall"].keys()
     assert set(records["curves"]) == {"sft", "sft, low_prob", "sft, remdm", *SYSTEMS[2:]}
     for curve in records["curves"].values():
         assert [point["forwards"] <= budget for point, budget in zip(curve, (2, 4), strict=True)] == [True, True]
@@ -197,10 +200,117 @@ def test_an_evaluation_that_was_cut_gives_the_same(tmp_path, base):
     assert run.evaluate(system).records == first.records
 
 
-def test_a_folder_of_another_run_is_refused(whole, base):
-    other = prepared(whole.root, base, training={"min_corruption_rate": 0.1})
-    with pytest.raises(ValueError, match="holds another run: min_corruption_rate is 0.05 there and 0.1 here"):
-        other.systems()
+@pytest.fixture
+def untrained(monkeypatch) -> list[str]:
+    """Stages whose training is their name in this list and nothing else."""
+    done: list[str] = []
+
+    def train(self, name, seed, folder):
+        if name != "start":
+            self.start(seed)
+        done.append(name)
+        (folder / "finished.json").write_text("{}")
+
+    monkeypatch.setattr(PostTraining, "_train", train)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("system", "change", "named"),
+    [
+        ("sft", {"training": {"lr_scheduler_type": "constant"}}, "lr_scheduler_type is linear there and constant"),
+        ("sft", {"training": {"lr_scheduler_kwargs": {"a": 1}}}, "lr_scheduler_kwargs"),
+        ("sft", {"training": {"warmup_steps": 1}}, "warmup_steps"),
+        ("sft", {"training": {"weight_decay": 0.1}}, "weight_decay is 0.0 there and 0.1"),
+        ("sft", {"training": {"adam_beta1": 0.8}}, "adam_beta1"),
+        ("sft", {"training": {"adam_beta2": 0.9}}, "adam_beta2"),
+        ("sft", {"training": {"adam_epsilon": 1e-6}}, "adam_epsilon"),
+        ("sft", {"training": {"max_grad_norm": 0.5}}, "max_grad_norm"),
+        ("sft", {"training": {"optim": "sgd"}}, "optim is adamw_torch_fused there and sgd"),
+        ("sft", {"training": {"data_seed": 5}}, "data_seed"),
+        ("sft", {"training": {"max_steps": 4}}, "max_steps is 3 there and 4"),
+        ("sft", {"training": {"model_init_kwargs": {"attn_implementation": "eager"}}}, "model_init_kwargs"),
+        ("sft", {"sft_steps": 3}, "sft_steps is 2 there and 3"),
+        ("sft", {"min_mask_rate": 0.1}, "min_mask_rate"),
+        ("sft", {"problems": 13}, "training data is 12 rows .* there and 13 rows"),
+        ("sft", {"train_samples": 11}, "training data is 12 rows .* there and 11 rows"),
+        ("sft", {"eos_tail": "one"}, "eos_tail is fill there and one"),
+        ("rm", {"training": {"law": "paper"}}, "law is attempts there and paper"),
+        ("rm", {"training": {"loss_clip": "hard"}}, "loss_clip"),
+        ("rm", {"training": {"min_corruption_rate": 0.1}}, "min_corruption_rate is 0.05 there and 0.1"),
+        ("rm", {"training": {"pool_fraction": 0.25}}, "pool_fraction is 0.5 there and 0.25"),
+        ("rm", {"training": {"pool_fraction": 0.0}}, "pool_fraction is 0.5 there and 0.0"),
+        ("rm", {"training": {"pool_start": "law"}}, "pool_start is canvas there and law"),
+        ("rm", {"training": {"pool_start_step": 1}}, "pool_start_step"),
+        ("rm", {"training": {"pool_max_age": 3}}, "pool_max_age"),
+        ("rm", {"training": {"pool_reveal_threshold": 0.5}}, "pool_reveal_threshold"),
+        ("rm", {"min_mask_rate": 0.1}, "min_mask_rate"),
+        ("rm", {"history_decay": 0.5}, "history_decay is 0.9 there and 0.5"),
+        ("rm", {"history_scope": "editable"}, "history_scope"),
+        ("rm", {"top_k": 6}, "top_k"),
+        ("rm", {"probe_mask_rate": 0.6}, "probe_mask_rate"),
+        ("rm-no-hr", {"training": {"pool_fraction": 0.25}}, "pool_fraction"),
+        ("rm-paper", {"training": {"horizon": 9}}, "horizon"),
+        ("rm-harvested", {"harvest_samples": 5}, "harvest_samples"),
+        ("rm-harvested", {"sft_decoding": {"preset": "llada", "steps": 5}}, "sft_decoding"),
+    ],
+)
+def test_a_stage_is_refused_after_what_its_weights_depend_on(tmp_path, base, untrained, system, change, named):
+    prepared(tmp_path, base).system(system, 0)
+    with pytest.raises(ValueError, match=f"holds another run: .*{named}"):
+        prepared(tmp_path, base, **change).system(system, 0)
+
+
+@pytest.mark.parametrize(
+    ("system", "change"),
+    [
+        ("sft", {"training": {"logging_steps": 7, "save_steps": 5, "save_total_limit": 1, "disable_tqdm": False}}),
+        ("sft", {"training": {"dataloader_num_workers": 1, "per_device_eval_batch_size": 3, "run_name": "x"}}),
+        ("sft", {"training": {"gradient_checkpointing": True, "max_length": 500, "num_train_epochs": 7}}),
+        ("sft", {"training": {"model_init_kwargs": {"token": "secret", "cache_dir": "elsewhere"}}}),
+        ("sft", {"training": {"pool_fraction": 0.25, "law": "paper", "horizon": 9, "min_corruption_rate": 0.1}}),
+        ("sft", {"history_decay": 0.5, "top_k": 6, "probe": "clean", "harvest_samples": 5}),
+        ("sft", {"eval_batch_size": 5, "eval_samples": 3, "recall_samples": 2, "train_samples": 12}),
+        ("rm", {"harvest_samples": 5, "sft_decoding": {"preset": "llada", "steps": 5}}),
+        ("rm", {"rm_decoding": {"steps": 5}, "systems": ["rm"], "seeds": [0, 1]}),
+        ("rm-no-hr", {"history_decay": 0.5, "history_scope": "editable"}),
+        ("rm-paper", {"training": {"law": "paper", "pool_fraction": 0.0, "pool_start": "law", "max_attempts": 1}}),
+        ("rm-harvested", {"train_samples": 12}),
+    ],
+)
+def test_a_stage_is_read_back_after_what_is_no_matter_to_it(tmp_path, base, untrained, system, change):
+    prepared(tmp_path, base).system(system, 0)
+    assert untrained == ["start", system]
+    prepared(tmp_path, base, **change).system(system, 0)
+    assert untrained == ["start", system], "trained again"
+    assert "secret" not in (tmp_path / "seed0" / system / "settings.json").read_text()
+
+
+def test_the_pools_settings_do_not_matter_without_a_pool(tmp_path, base, untrained):
+    without = {"pool_fraction": 0.0}
+    prepared(tmp_path, base, training=without).system("rm", 0)
+    prepared(tmp_path, base, training={**without, "pool_start": "law", "pool_max_age": 3}).system("rm", 0)
+    assert untrained == ["start", "rm"]
+
+
+def test_law_and_pool_are_those_of_the_run_where_a_system_does_not_fix_them(tmp_path, base):
+    """And a value that a system fixes wins over a given one."""
+    run = prepared(tmp_path, base, training={"law": "paper", "pool_fraction": 0.25})
+    taken = {name: run._trainer_arguments(name, 0, tmp_path) for name in SYSTEMS if name.startswith("rm")}
+    for name in ("rm", "rm-no-hr", "rm-harvested"):
+        assert (taken[name]["law"], taken[name]["pool_fraction"]) == ("paper", 0.25), name
+    other = prepared(tmp_path, base, training={"law": "attempts"})._trainer_arguments("rm-paper", 0, tmp_path)
+    assert (other["law"], other["pool_fraction"]) == ("paper", 0.0)
+
+
+def test_neutral_arguments_are_arguments():
+    assert {field.name for field in fields(RMTrainingArguments)} >= NEUTRAL_ARGUMENTS
+
+
+def test_a_refusal_that_would_fill_the_screen_is_cut(tmp_path):
+    claim_folder(tmp_path, {f"a{i}": 0 for i in range(20)})
+    with pytest.raises(ValueError, match=r"a7 is 0 there and 1 here; and 12 more\. Pass another"):
+        claim_folder(tmp_path, {f"a{i}": 1 for i in range(20)})
 
 
 def test_adapters_start_from_the_base(tmp_path, base):
