@@ -14,6 +14,8 @@ from .statistics import shown_interval
 from .text import Settings, evaluate_text
 from .text_records import Grade, TextEvaluation
 
+_REVISION = ["re-masks", "to right %", "to wrong %", "precision %"]
+
 
 def text_results_table(
     evaluations: Sequence[TextEvaluation], baseline: TextEvaluation | None = None, title: str = "Text", seed: int = 0
@@ -28,7 +30,8 @@ def text_results_table(
         seed: Of the bootstrap.
 
     Returns:
-        Accuracy, the difference, forward passes, what revision did where that was recorded, accuracy by group.
+        Accuracy, the difference, forward passes, accuracy by group; where it was recorded what revision did: tokens
+        taken back a sample, answers that it made right and wrong, the share of the tokens taken back that were wrong.
 
     Example:
         >>> from hf_rm.evaluation.text_records import TextRecord
@@ -42,7 +45,7 @@ def text_results_table(
     groups = list(dict.fromkeys(group for one in evaluations for group in one.by_group()))
     groups = groups if len(groups) > 1 else []
     headings = ["samples", "accuracy %", *([] if baseline is None else [f"less {baseline.name}"]), "forwards"]
-    headings += ["re-masks", "to right %", "to wrong %"] if seen else []
+    headings += _REVISION if seen else []
     for heading in [*headings, *(f"{group or '(none)'} %" for group in groups)]:
         table.add_column(heading, justify="right")
     for evaluation in evaluations:
@@ -63,12 +66,13 @@ def _cells(
     cells.append(f"{evaluation.forwards.value:.1f}")
     revision = evaluation.revision
     if seen and revision is None:
-        cells += ["-"] * 3
+        cells += ["-"] * len(_REVISION)
     elif seen and revision is not None:
         cells += [
             f"{revision.remasks.value:.2f}",
             shown_interval(revision.to_right),
             shown_interval(revision.to_wrong),
+            shown_interval(revision.precision),
         ]
     rates = evaluation.by_group()
     return cells + [shown_interval(rates[group]) if group in rates else "-" for group in groups]

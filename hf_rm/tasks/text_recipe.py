@@ -54,6 +54,8 @@ def report(run: PostTraining) -> None:
     if len(run.arguments.seeds) > 1:
         records["means"] = means(evaluations)
         console.print(means_table(records["means"], len(run.arguments.seeds)))
+        if any(row["by_group"] for row in records["means"].values()):
+            console.print(group_means_table(records["means"], len(run.arguments.seeds)))
     revising = [one for one in trained if SYSTEMS[one.name].trainer == "rm"]
     if revising and run.arguments.recall_samples:
         records["recall"] = {one.label: recall(run, one) for one in revising}
@@ -77,7 +79,7 @@ def _record(key: tuple[str, int], evaluation: TextEvaluation) -> dict[str, Any]:
 
 def means(evaluations: dict[tuple[str, int], TextEvaluation], baseline: str = "sft") -> dict[str, dict[str, Any]]:
     """
-    Each system's accuracy over all seeds, and its difference to the baseline.
+    Each system's accuracy over all seeds, and its difference to the baseline, in all and by group.
 
     A problem's verdicts are first averaged over the seeds, and the interval is that of the problems' mean: one of the
     problems that might have been drawn, for these seeds. `spread` is the standard deviation over the seeds.
@@ -87,36 +89,70 @@ def means(evaluations: dict[tuple[str, int], TextEvaluation], baseline: str = "s
         baseline: What differences are taken to, seed by seed.
 
     Returns:
-        By system: `accuracy`, `less_baseline` (intervals as lists; None without a baseline), `spread`, `forwards`.
+        By system: `accuracy`, `less_baseline` (intervals as lists; None without a baseline), `spread`, `forwards`;
+        `by_group`, the first three of each group; and what revision did to the samples of all seeds together:
+        `to_right`, `to_wrong` and `precision`, None where it was not recorded.
     """
     names = list(dict.fromkeys(name for name, _ in evaluations))
-    verdicts = {name: np.array([one.correct for (n, _), one in evaluations.items() if n == name]) for name in names}
-    reference = verdicts.get(baseline)
+    own = {name: [one for (other, _), one in evaluations.items() if other == name] for name in names}
+    verdicts = {name: np.array([one.correct for one in own[name]], dtype=float) for name in names}
+    groups = next(iter(evaluations.values())).by_group()
     table: dict[str, dict[str, Any]] = {}
     for name in names:
-        seeds = verdicts[name].astype(float)
-        own = [one for (n, _), one in evaluations.items() if n == name]
+        reference = None if name == baseline else verdicts.get(baseline)
+        member = np.array([record.group for record in own[name][0].records])
+        by_group = {group: _over_seeds(verdicts[name], reference, member == group) for group in groups}
         table[name] = {
-            "accuracy": list(mean_interval(seeds.mean(0))),
-            "spread": float(seeds.mean(1).std(ddof=1)) if len(seeds) > 1 else None,
-            "less_baseline": None,
-            "forwards": float(np.mean([one.forwards.value for one in own])),
+            **_over_seeds(verdicts[name], reference),
+            "forwards": float(np.mean([one.forwards.value for one in own[name]])),
+            "by_group": by_group if len(groups) > 1 else {},
         }
-        if reference is not None and name != baseline and len(seeds) == len(reference):
-            table[name]["less_baseline"] = list(mean_interval((seeds - reference).mean(0)))
+        together = TextEvaluation(name, tuple(record for one in own[name] for record in one.records), {}, 0).revision
+        for rate in ("to_right", "to_wrong", "precision"):
+            table[name][rate] = None if together is None else list(getattr(together, rate))
     return table
+
+
+def _over_seeds(verdicts: np.ndarray, reference: np.ndarray | None, which: Any = slice(None)) -> dict[str, Any]:
+    """Of verdicts (seeds, problems), and those of the baseline, some of the problems."""
+    chosen, less = verdicts[:, which], None
+    if reference is not None and len(reference) == len(verdicts):
+        less = list(mean_interval((chosen - reference[:, which]).mean(0)))
+    spread = float(chosen.mean(1).std(ddof=1)) if len(chosen) > 1 else None
+    return {"accuracy": list(mean_interval(chosen.mean(0))), "spread": spread, "less_baseline": less}
 
 
 def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
     """[`means`] as a table."""
     table = Table(title=f"Means of {seeds} seeds", caption="95 % intervals over the problems in brackets")
-    for heading in ("system", "accuracy %", "spread over seeds", f"less {baseline}, points", "forwards"):
+    revision = {"to right %": "to_right", "to wrong %": "to_wrong", "precision %": "precision"}
+    for heading in ("system", "accuracy %", "spread over seeds", f"less {baseline}, points", "forwards", *revision):
         table.add_column(heading)
     for name, row in found.items():
-        spread = "-" if row["spread"] is None else f"{100 * row['spread']:.1f}"
-        less = "-" if row["less_baseline"] is None else shown_interval(row["less_baseline"], sign="+")
-        table.add_row(name, shown_interval(row["accuracy"]), spread, less, f"{row['forwards']:.1f}")
+        cells = [shown_interval(row["accuracy"]), _points(row["spread"]), _difference(row["less_baseline"])]
+        rates = ["-" if row[rate] is None else shown_interval(row[rate]) for rate in revision.values()]
+        table.add_row(name, *cells, f"{row['forwards']:.1f}", *rates)
     return table
+
+
+def group_means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
+    """Accuracy by group from [`means`] as a table; below it the difference to the baseline."""
+    caption = f"accuracy in %, below it less {baseline} in points; 95 % intervals over the problems in brackets"
+    table = Table(title=f"Means of {seeds} seeds by group", caption=caption)
+    for heading in ("system", *next(iter(found.values()))["by_group"]):
+        table.add_column(heading or "(none)")
+    for name, row in found.items():
+        groups = row["by_group"].values()
+        table.add_row(name, *(f"{shown_interval(g['accuracy'])}\n{_difference(g['less_baseline'])}" for g in groups))
+    return table
+
+
+def _difference(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else shown_interval(interval, sign="+")
+
+
+def _points(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 # Accuracy against forwards

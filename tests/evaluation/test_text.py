@@ -272,7 +272,7 @@ def test_systems_are_compared_sample_by_sample() -> None:
     console = Console(width=220, record=True, file=StringIO())
     console.print(table)
     text = console.export_text()
-    assert "+60.0 [+20.0, +100.0]" in text and "20.0 [" in text and "less sft" in text
+    assert "+60.0 [+20.0, +100.0]" in text and "20.0 [" in text and "less sft" in text and "precision %" in text
 
 
 def test_budgets_and_their_plot(tmp_path: Path) -> None:

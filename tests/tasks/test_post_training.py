@@ -2,23 +2,33 @@
 
 import json
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.evaluation.text import Canvas
+from hf_rm.evaluation.text_records import TextEvaluation, TextRecord
 from hf_rm.tasks import post_training, text_recipe
 from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
 from hf_rm.tasks.text import TextSample
-from hf_rm.tasks.text_recipe import budgeted, means, report, with_default_config
+from hf_rm.tasks.text_recipe import (
+    budgeted,
+    group_means_table,
+    means,
+    means_table,
+    report,
+    with_default_config,
+)
 from hf_rm.training.stages import NEUTRAL_ARGUMENTS, claim_folder
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested"]
@@ -359,3 +369,33 @@ def test_means_pair_by_seed_and_sample(whole):
     assert table["sft"]["less_baseline"] is None
     expected = results["rm", 0].accuracy.value - results["sft", 0].accuracy.value
     assert table["rm"]["less_baseline"][0] == pytest.approx(expected)
+
+
+def evaluated(*rows: str) -> TextEvaluation:
+    """Six problems, the first two of group 2, the others of group 10; "1" is a right answer, and one was revised."""
+    records = []
+    for number, right in enumerate("".join(rows)):
+        revised = {"taken_back": (2, 1), "reference": (1, 2, 4, 0, 2), "draft": "", "draft_correct": False}
+        group, seen = ("2" if number < 2 else "10"), (revised if number == 0 else {})
+        records.append(TextRecord(str(number), group, "", right == "1", 4, 2, 0, True, (), **seen))
+    return TextEvaluation("", tuple(records), {}, 0)
+
+
+def test_means_by_group_and_of_revision():
+    found = means({
+        ("sft", 0): evaluated("00", "1100"), ("sft", 1): evaluated("00", "1000"),
+        ("rm", 0): evaluated("11", "1100"), ("rm", 1): evaluated("10", "1000"),
+    })  # fmt: skip
+    assert list(found["rm"]["by_group"]) == ["2", "10"], "numbers by value"
+    two, ten = found["rm"]["by_group"].values()
+    assert (two["accuracy"][0], ten["accuracy"][0]) == (0.75, 0.375)
+    assert two["accuracy"][1:3] == pytest.approx([0.75 - 1.96 * 0.25, 0.75 + 1.96 * 0.25], abs=1e-3)
+    assert two["less_baseline"][0] == 0.75 and ten["less_baseline"][:3] == [0, 0, 0]
+    assert two["spread"] == pytest.approx(0.5 / 2**0.5)
+    assert found["sft"]["by_group"]["2"]["less_baseline"] is None
+    assert (found["rm"]["precision"][0], found["rm"]["precision"][3]) == (0.5, 4)
+    assert (found["rm"]["to_right"][0], found["sft"]["to_right"][0], found["rm"]["to_wrong"][0]) == (1, 0, 0)
+    shown = Console(width=200, record=True, file=StringIO())
+    shown.print(means_table(found, 2), group_means_table(found, 2))
+    text = shown.export_text()
+    assert "75.0 [26.0, 124.0]" in text and "+75.0 [+26.0, +124.0]" in text and "50.0 [15.0, 85.0]" in text
