@@ -148,6 +148,7 @@ def fill(
     rows: int,
     shard_rows: int,
     compute: Callable[[range], tuple[Arrays, list[int | str]]],
+    on_shard: Callable[[], None] | None = None,
 ) -> ShardFolder:
     """
     Compute the shards that a folder still lacks, each process its share.
@@ -158,6 +159,7 @@ def fill(
         rows (`int`): rows of the data.
         shard_rows (`int`): rows of a shard.
         compute (`Callable`): row numbers to the arrays and the row keys of a shard.
+        on_shard (`Callable`, *optional*): called after every shard that this process has written.
 
     Raises:
         ValueError: for a folder with another fingerprint.
@@ -177,6 +179,8 @@ def fill(
             store.read(number)  # raises where it is damaged
         else:
             store.write(number, *compute(range(number * shard_rows, min(rows, (number + 1) * shard_rows))))
+            if on_shard is not None:
+                on_shard()
     state.wait_for_everyone()
     if state.is_main_process:
         for left in store.folder.glob(".*.safetensors.*"):  # of a process that was killed

@@ -18,7 +18,11 @@ _REVISION = ["re-masks", "to right %", "to wrong %", "precision %"]
 
 
 def text_results_table(
-    evaluations: Sequence[TextEvaluation], baseline: TextEvaluation | None = None, title: str = "Text", seed: int = 0
+    evaluations: Sequence[TextEvaluation],
+    baseline: TextEvaluation | None = None,
+    title: str = "Text",
+    seed: int = 0,
+    more: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
     """
     A table of systems, a row each, with 95 % intervals in brackets.
@@ -28,6 +32,7 @@ def text_results_table(
         baseline: The system that each one's accuracy is compared with, by a paired bootstrap.
         title: Of the table.
         seed: Of the bootstrap.
+        more: Further columns by their headings, a cell a system.
 
     Returns:
         Accuracy, the difference, forward passes, accuracy by group; where it was recorded what revision did: tokens
@@ -45,17 +50,17 @@ def text_results_table(
     groups = list(dict.fromkeys(group for one in evaluations for group in one.by_group()))
     groups = groups if len(groups) > 1 else []
     headings = ["samples", "accuracy %", *([] if baseline is None else [f"less {baseline.name}"]), "forwards"]
-    headings += _REVISION if seen else []
+    headings += [*(_REVISION if seen else []), *(more or {})]
     for heading in [*headings, *(f"{group or '(none)'} %" for group in groups)]:
         table.add_column(heading, justify="right")
-    for evaluation in evaluations:
-        table.add_row(evaluation.name, *_cells(evaluation, baseline, seen, groups, seed))
+    for row, evaluation in enumerate(evaluations):
+        further = [cells[row] for cells in (more or {}).values()]
+        cells = [*_cells(evaluation, baseline, seen, seed), *further, *_group_cells(evaluation, groups)]
+        table.add_row(evaluation.name, *cells)
     return table
 
 
-def _cells(
-    evaluation: TextEvaluation, baseline: TextEvaluation | None, seen: bool, groups: Sequence[str], seed: int
-) -> list[str]:
+def _cells(evaluation: TextEvaluation, baseline: TextEvaluation | None, seen: bool, seed: int) -> list[str]:
     left_out = len(evaluation.too_long)
     cells = [f"{len(evaluation.records):,}" + (f" ({left_out} too long)" if left_out else "")]
     cells.append(shown_interval(evaluation.accuracy))
@@ -74,8 +79,12 @@ def _cells(
             shown_interval(revision.to_wrong),
             shown_interval(revision.precision),
         ]
+    return cells
+
+
+def _group_cells(evaluation: TextEvaluation, groups: Sequence[str]) -> list[str]:
     rates = evaluation.by_group()
-    return cells + [shown_interval(rates[group]) if group in rates else "-" for group in groups]
+    return [shown_interval(rates[group]) if group in rates else "-" for group in groups]
 
 
 def evaluate_budgets(

@@ -29,12 +29,12 @@ from ..adapters_rm import HUB_ARGUMENTS
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
 from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
-from ..evaluation.text_records import TextEvaluation
+from ..evaluation.text_records import RECORDS_FILE, TextEvaluation
 from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
 from ..training.arguments import MaskedTrainingArguments
-from ..training.stages import claim_folder, settings_that_matter, write_json
+from ..training.stages import CLOCK_FILE, Clock, claim_folder, read_clock, settings_that_matter, write_json
 from .text import TextSample, encode_samples
 
 FINISHED = "finished.json"
@@ -258,19 +258,20 @@ class PostTraining:
         cache = build_topk_cache(
             frozen,
             self.rows,
-            folder / "top-k",
+            folder / _PROBE,
             k=args.top_k,
             probe=args.probe,
             mask_rate=args.probe_mask_rate,
             seed=seed,
             tokenizer=self.tokenizer,
             batch_size=args.eval_batch_size,
+            on_shard=_noting(folder / _PROBE),
         )
         if not system.harvested:
             return FrozenTopKProposal(cache)
         rows = self.rows[: args.harvest_samples]
         settings = {"seed": seed, "batch_size": args.eval_batch_size, **args.decoding("sft")}
-        errors = harvest(frozen, rows, folder / "harvest", **settings)
+        errors = harvest(frozen, rows, folder / _HARVEST, on_shard=_noting(folder / _HARVEST), **settings)
         return HarvestedProposal(errors, fallback=FrozenTopKProposal(cache))
 
     def _train(self, name: str, seed: int, folder: Path) -> None:
@@ -294,7 +295,10 @@ class PostTraining:
 
     def _finish(self, trainer: Any, folder: Path, plain: bool = False) -> None:
         """Train, going on where a stopped run was; save what the next stage loads, and say so last."""
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+        checkpoint = get_last_checkpoint(folder) if folder.exists() else None
+        clock = Clock(folder / CLOCK_FILE, checkpoint is not None, getattr(trainer, "part_seconds", None))
+        trainer.add_callback(clock)
+        trainer.train(resume_from_checkpoint=checkpoint)
         if PartialState().is_main_process:
             model = trainer.accelerator.unwrap_model(trainer.model)
             if plain:
@@ -304,7 +308,7 @@ class PostTraining:
                 save_adapter_for_hub(model, folder, self.tokenizer)
             else:
                 save_for_hub(model, folder, self.tokenizer)
-            write_json(folder / FINISHED, {"steps": trainer.state.global_step})
+            write_json(folder / FINISHED, {"steps": trainer.state.global_step, **clock.seconds})
         PartialState().wait_for_everyone()
         if self.training.push_to_hub and not plain:
             trainer.push_to_hub()
@@ -357,7 +361,28 @@ class PostTraining:
     def _data_digest(self) -> str:
         return f"{len(self.rows)} rows with the digest {data_digest(self.rows)}"
 
+    def training_seconds(self, name: str, seed: int) -> dict[str, dict[str, Any]]:
+        """Seconds in the first process of a system's training and of all that it stands on; empty for the base."""
+        system, folder = SYSTEMS[name], self.root / f"seed{seed}"
+        if system.trainer is None:
+            return {}
+        places = {_START: folder / _START / FINISHED} if self.arguments.sft_steps else {}
+        if system.trainer == "rm":
+            places["probe"] = folder / _PROBE / CLOCK_FILE
+        if system.harvested:
+            places["harvest"] = folder / _HARVEST / CLOCK_FILE
+        return {part: read_clock(place) for part, place in {**places, "training": folder / name / FINISHED}.items()}
+
+    def cpu_minutes(self, name: str, seed: int) -> float | None:
+        """CPU minutes of [`training_seconds`] together; None for the base, which is not trained here."""
+        parts = self.training_seconds(name, seed)
+        return sum(part["cpu_seconds"] for part in parts.values()) / 60 if parts else None
+
     # Evaluation
+
+    def evaluation_folder(self, trained: Trained, name: str = "main") -> Path:
+        """Where an evaluation's records lie, and what it took."""
+        return self.root / f"seed{trained.seed}" / "evaluation" / f"{trained.name}-{name}"
 
     def evaluate(
         self, trained: Trained, decoding: dict[str, Any] | None = None, name: str = "main", revision: bool = True
@@ -376,9 +401,12 @@ class PostTraining:
             decoding = args.decoding(SYSTEMS[trained.name].trainer)
         samples = self.task.test()[: args.eval_samples]
         share = samples[state.process_index :: state.num_processes]
-        place = f"part-{state.process_index}-of-{state.num_processes}"
+        folder = self.evaluation_folder(trained, name)
+        place = folder / f"part-{state.process_index}-of-{state.num_processes}"
         found: Sequence[Any] = ()
         settings: dict[str, Any] = {}
+        clock = Clock(folder / CLOCK_FILE)
+        before = _size(place)
         if share:
             model = trained.load().to(state.device).eval()
             done = evaluate_text(
@@ -390,13 +418,15 @@ class PostTraining:
                 completion_length=args.completion_length,
                 batch_size=args.eval_batch_size,
                 seed=args.eval_seed,
-                folder=self.root / f"seed{trained.seed}" / "evaluation" / f"{trained.name}-{name}" / place,
+                folder=place,
                 name=trained.label,
                 revision=revision,
                 progress_bar=state.is_main_process,
             )
             found, settings = done.records, done.decoding
             del model
+        if state.is_main_process and _size(place) > before:  # not what reading it back takes
+            clock.save()
         records = {record.key: record for record in (gather_object(found) if state.num_processes > 1 else found)}
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -405,5 +435,18 @@ class PostTraining:
         )
 
 
+def _noting(folder: Path) -> Callable[[], None]:
+    """Notes in a cache's folder what its shards took, in the first process."""
+    clock = Clock(folder / CLOCK_FILE)
+    return clock.save if PartialState().is_main_process else lambda: None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the records in an evaluation's folder."""
+    path = folder / RECORDS_FILE
+    return path.stat().st_size if path.exists() else 0
+
+
+_PROBE, _HARVEST = "top-k", "harvest"
 _HISTORY_SETTINGS = ("history_decay", "history_scope")
 _FETCHING = frozenset(HUB_ARGUMENTS) - {"revision"}

@@ -23,7 +23,7 @@ from ..evaluation.text_records import TextEvaluation
 from ..evaluation.text_report import plot_forwards, text_results_table
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_rules_rm import REVEAL_RULES
-from ..training.stages import write_json
+from ..training.stages import CLOCK_FILE, read_clock, write_json
 from ..visualize import Replay, write_html
 from .post_training import SYSTEMS, PostTraining, Trained
 from .text import TextSample, decoded, encode_samples, prompt_ids
@@ -47,12 +47,17 @@ def report(run: PostTraining) -> None:
     if not PartialState().is_main_process:
         return
     console = Console(width=None if sys.stdout.isatty() else 190)
-    records: dict[str, Any] = {"systems": [_record(*item) for item in evaluations.items()]}
+    records: dict[str, Any] = {"systems": [_record(run, one, evaluations[one.name, one.seed]) for one in trained]}
     for seed in run.arguments.seeds:
         rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
-        console.print(text_results_table(rows, evaluations.get(("sft", seed)), f"{run.task.name}, seed {seed}"))
+        minutes = {_MINUTES: [_shown_minutes(run.cpu_minutes(one.name, seed)) for one in trained if one.seed == seed]}
+        title = f"{run.task.name}, seed {seed}"
+        console.print(text_results_table(rows, evaluations.get(("sft", seed)), title, more=minutes))
     if len(run.arguments.seeds) > 1:
         records["means"] = means(evaluations)
+        for name, row in records["means"].items():
+            spent = [run.cpu_minutes(name, seed) for seed in run.arguments.seeds]
+            row["cpu_minutes"] = None if None in spent else float(np.mean([m for m in spent if m is not None]))
         console.print(means_table(records["means"], len(run.arguments.seeds)))
         if any(row["by_group"] for row in records["means"].values()):
             console.print(group_means_table(records["means"], len(run.arguments.seeds)))
@@ -70,8 +75,22 @@ def report(run: PostTraining) -> None:
     console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
 
 
-def _record(key: tuple[str, int], evaluation: TextEvaluation) -> dict[str, Any]:
-    return {"system": key[0], "training_seed": key[1], "decoding": evaluation.decoding, **evaluation.summary()}
+def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation) -> dict[str, Any]:
+    return {
+        "system": one.name,
+        "training_seed": one.seed,
+        "decoding": evaluation.decoding,
+        **evaluation.summary(),
+        "training_seconds": run.training_seconds(one.name, one.seed),
+        "evaluation_seconds": read_clock(run.evaluation_folder(one) / CLOCK_FILE),
+    }
+
+
+_MINUTES = "training CPU min"
+
+
+def _shown_minutes(minutes: float | None) -> str:
+    return "-" if minutes is None else f"{minutes:.1f}"
 
 
 # Over the seeds
@@ -123,15 +142,24 @@ def _over_seeds(verdicts: np.ndarray, reference: np.ndarray | None, which: Any =
 
 
 def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
-    """[`means`] as a table."""
-    table = Table(title=f"Means of {seeds} seeds", caption="95 % intervals over the problems in brackets")
+    """[`means`] as a table; with `cpu_minutes` in the rows these too."""
+    caption = f"95 % intervals over the problems in brackets; {_MINUTES} with all that a system stands on"
+    table = Table(title=f"Means of {seeds} seeds", caption=caption)
     revision = {"to right %": "to_right", "to wrong %": "to_wrong", "precision %": "precision"}
-    for heading in ("system", "accuracy %", "spread over seeds", f"less {baseline}, points", "forwards", *revision):
+    for heading in (
+        "system",
+        "accuracy %",
+        "spread over seeds",
+        f"less {baseline}, points",
+        "forwards",
+        *revision,
+        _MINUTES,
+    ):
         table.add_column(heading)
     for name, row in found.items():
         cells = [shown_interval(row["accuracy"]), _points(row["spread"]), _difference(row["less_baseline"])]
         rates = ["-" if row[rate] is None else shown_interval(row[rate]) for rate in revision.values()]
-        table.add_row(name, *cells, f"{row['forwards']:.1f}", *rates)
+        table.add_row(name, *cells, f"{row['forwards']:.1f}", *rates, _shown_minutes(row.get("cpu_minutes")))
     return table
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-SETTINGS_FILE = "settings.json"
+from transformers import TrainerCallback
+
+SETTINGS_FILE, CLOCK_FILE = "settings.json", "clock.json"
 NEUTRAL_ARGUMENTS = frozenset(
     """
     output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id report_to
@@ -110,3 +113,52 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
         more = len(differing) - _SHOWN
         shown = "; ".join(differing[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(f"{folder} holds another run: {shown}. Pass another --output_dir or delete it.")
+
+
+class Clock(TrainerCallback):
+    """
+    CPU and wall seconds that a stage took in this process, over all its beginnings.
+
+    As a callback of a trainer it notes them with every checkpoint: a resumed run counts on from there, as it trains.
+    The CPU time is that of all threads, and not that of other processes (a loader's workers, the sandbox).
+
+    Args:
+        path (`str` or `Path`, *optional*): where they are noted.
+        resumed (`bool`, defaults to `True`): count on from what is noted there.
+        parts (`dict`, *optional*): seconds of parts of the stage, by name; noted with the whole, which holds them.
+
+    Example:
+        >>> clock = Clock()
+        >>> sorted(clock.seconds), clock.seconds["cpu_seconds"] < 60
+        (['cpu_seconds', 'wall_seconds'], True)
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, resumed: bool = True, parts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.noted = read_clock(self.path) if self.path is not None and resumed else {}
+        self.parts = {} if parts is None else parts
+        self.began = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter()}
+
+    @property
+    def seconds(self) -> dict[str, Any]:
+        """So far: `cpu_seconds`, `wall_seconds` and the parts."""
+        now = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter()}
+        spent = {name: self.noted.get(name, 0.0) + now[name] - began for name, began in self.began.items()}
+        return {**self.noted, **self.parts, **spent}
+
+    def save(self) -> None:
+        """Note them."""
+        if self.path is not None:
+            write_json(self.path, self.seconds)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.save()
+
+
+def read_clock(path: str | Path) -> dict[str, Any]:
+    """What a [`Clock`] noted; empty where it noted nothing."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -78,6 +78,7 @@ def whole(tmp_path_factory, base) -> PostTraining:
         tmp_path_factory.mktemp("whole"),
         base,
         systems=SYSTEMS,
+        training={"mask_row_batches": 1},
         curve_forwards=[2, 4],
         training_free=["low_prob", "remdm"],
     )
@@ -112,6 +113,34 @@ def test_the_report_holds_everything(whole):
     assert (whole.root / "forwards.png").stat().st_size > 1000
     page = (whole.root / "seed0" / "trajectories-rm.html").read_text()
     assert page.count("Question") + page.count("How many") > 0
+
+
+def test_what_each_stage_took_is_noted_and_summed(whole):
+    records = {row["system"]: row for row in json.loads((whole.root / "records.json").read_text())["systems"]}
+    parts = {name: list(row["training_seconds"]) for name, row in records.items()}
+    assert parts["base"] == [] and parts["sft"] == ["start", "training"]
+    assert parts["rm"] == ["start", "probe", "training"]
+    assert parts["rm-harvested"] == ["start", "probe", "harvest", "training"]
+    for name, row in records.items():
+        assert all(part["cpu_seconds"] > 0 for part in row["training_seconds"].values()), name
+        assert row["evaluation_seconds"]["cpu_seconds"] > 0 and row["evaluation_seconds"]["wall_seconds"] > 0
+    whole_row = records["rm"]["training_seconds"]["training"]
+    assert 0 < whole_row["mask_row"]["cpu_seconds"] < whole_row["cpu_seconds"]
+    minutes = {name: whole.cpu_minutes(name, 0) for name in SYSTEMS}
+    assert (
+        minutes["base"] is None
+        and minutes["rm-harvested"] > records["sft"]["training_seconds"]["start"]["cpu_seconds"] / 60
+    )
+    for name in SYSTEMS[1:]:
+        expected = sum(part["cpu_seconds"] for part in records[name]["training_seconds"].values())
+        assert minutes[name] == pytest.approx(expected / 60)
+
+
+def test_reading_an_evaluation_back_costs_it_nothing(whole):
+    one = whole.system("base", 0)
+    before = (whole.evaluation_folder(one) / "clock.json").read_text()
+    whole.evaluate(one)
+    assert (whole.evaluation_folder(one) / "clock.json").read_text() == before
 
 
 @pytest.mark.parametrize("rule", ["sft", "rm", "t2t_remask", "remdm"])
@@ -150,7 +179,7 @@ def test_what_is_done_is_not_done_again(whole, base, monkeypatch):
 
     monkeypatch.setattr(RMTrainer, "train", refused)
     monkeypatch.setattr(RMForMaskedDiffusion, "generate_reflective", refused)
-    again = prepared(whole.root, base, systems=SYSTEMS)
+    again = prepared(whole.root, base, systems=SYSTEMS, training={"mask_row_batches": 1})
     results = {one.name: again.evaluate(one) for one in again.systems()}
     assert all(len(result.records) == 6 for result in results.values())
 
@@ -184,6 +213,7 @@ def test_a_stop_while_the_last_note_is_written_leaves_the_stage_unfinished(tmp_p
 
     trainer = SimpleNamespace(
         train=lambda **kwargs: None,
+        add_callback=lambda callback: None,
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
         model=None,
         state=SimpleNamespace(global_step=3),
@@ -197,7 +227,7 @@ def test_a_stop_while_the_last_note_is_written_leaves_the_stage_unfinished(tmp_p
             run._finish(trainer, tmp_path / "sft")
     assert not (tmp_path / "sft" / "finished.json").exists()
     run._finish(trainer, tmp_path / "sft")
-    assert json.loads((tmp_path / "sft" / "finished.json").read_text()) == {"steps": 3}
+    assert json.loads((tmp_path / "sft" / "finished.json").read_text())["steps"] == 3
 
 
 def test_an_evaluation_that_was_cut_gives_the_same(tmp_path, base):
