@@ -22,10 +22,10 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..adapters_rm import HUB_ARGUMENTS
+from ..adapters_rm import _LOADING, HUB_ARGUMENTS
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
 from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
@@ -171,7 +171,7 @@ class PostTrainingArguments:
 
 @dataclass(frozen=True)
 class Trained:
-    """A system of one seed: its name, its seed and what loads it."""
+    """A system of one seed: its name, its seed and what loads it, onto this process's device."""
 
     name: str
     seed: int
@@ -205,8 +205,7 @@ class PostTraining:
     def __init__(self, arguments: PostTrainingArguments, training: RMTrainingArguments, task: TextTask) -> None:
         self.arguments, self.training, self.task = arguments, training, task
         self.root = Path(training.output_dir)
-        self.tokenizer = AutoTokenizer.from_pretrained(arguments.base)
-        self._rows: list[dict[str, Any]] | None = None
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.base, **self._fetching)
 
     def systems(self) -> list[Trained]:
         """Train every system of every seed that is not there yet."""
@@ -214,28 +213,38 @@ class PostTraining:
 
     # Data
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The training samples as rows; what is too long is counted and named, never cut."""
-        if self._rows is None:
-            args = self.arguments
-            samples = self.task.train()[: args.train_samples]
-            longest = self.training.max_length or self.tokenizer.model_max_length
-            encoded = encode_samples(samples, self.tokenizer, longest, args.completion_length, args.eos_tail)
-            self._rows = encoded.rows
-            if PartialState().is_main_process and encoded.too_long:
-                shown = ", ".join(encoded.too_long[:5])
-                print(f"{len(encoded.too_long)} of {len(samples)} training samples are too long and left out: {shown}")
-        return self._rows
+        return self.encode(self.task.train()[: self.arguments.train_samples], "training samples")
+
+    def encode(self, samples: Sequence[TextSample], what: str) -> list[dict[str, Any]]:
+        """Samples as rows of the run's form; those that are too long are counted and named as `what`."""
+        args, longest = self.arguments, self.longest
+        encoded = encode_samples(samples, self.tokenizer, longest, args.completion_length, args.eos_tail)
+        if PartialState().is_main_process and encoded.too_long:
+            shown = ", ".join(encoded.too_long[:5])
+            count = f"{len(encoded.too_long):,} of {len(samples):,} {what}"
+            limit = f"{longest} tokens a row, {args.completion_length} of them for the completion"
+            print(f"{count} are too long ({limit}) and left out: {shown}")
+        return encoded.rows
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens that a row may have: the least of `max_length`, the tokenizer's limit and the base's positions."""
+        config = AutoConfig.from_pretrained(self.arguments.base, **self._fetching)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        limits = (self.training.max_length, self.tokenizer.model_max_length, positions)
+        return min(limit for limit in limits if limit)
 
     # Training
 
     def system(self, name: str, seed: int) -> Trained:
         """One system; read back if it was trained before."""
         if SYSTEMS[name].trainer is None:
-            return Trained(name, seed, None, lambda: self._wrap(self.arguments.base, history=False))
+            return Trained(name, seed, None, lambda: _placed(self._wrap(self.arguments.base, history=False)))
         folder = self._trained(name, seed)
-        return Trained(name, seed, folder, lambda: RMForMaskedDiffusion.from_pretrained(folder))
+        return Trained(name, seed, folder, lambda: _placed(self._read(folder)))
 
     def start(self, seed: int) -> str:
         """Where all systems but the base begin: the base, or a plain checkpoint after `sft_steps` of SFT."""
@@ -254,7 +263,7 @@ class PostTraining:
     def proposal(self, system: System, seed: int) -> Proposal:
         """Where wrong tokens come from: the start's top k, and its own errors where they were harvested."""
         args, folder = self.arguments, self.root / f"seed{seed}"
-        frozen = self._wrap(self.start(seed), history=False).to(PartialState().device).eval()
+        frozen = _placed(self._wrap(self.start(seed), history=False))
         cache = build_topk_cache(
             frozen,
             self.rows,
@@ -329,6 +338,18 @@ class PostTraining:
     def _wrap(self, name: str, **history: Any) -> RMForMaskedDiffusion:
         set_seed(0)  # nothing is drawn in wrapping; rows that a backbone lacks would be
         return RMForMaskedDiffusion.from_backbone(name, backbone_kwargs=self._loading, **history)
+
+    def _read(self, folder: Path) -> RMForMaskedDiffusion:
+        """A trained system, loaded as its base was: an adapter's base has no dtype or quantisation of its own."""
+        given = {key: value for key, value in self._loading.items() if key in (*_LOADING, *_FETCHING)}
+        if self.arguments.lora_rank and "trust_remote_code" in self._loading:
+            given["base_trust_remote_code"] = self._loading["trust_remote_code"]
+        return RMForMaskedDiffusion.from_pretrained(folder, **given)
+
+    @property
+    def _fetching(self) -> dict[str, Any]:
+        """How files of the base beside its weights are had."""
+        return {key: self._loading[key] for key in (*HUB_ARGUMENTS, "trust_remote_code") if key in self._loading}
 
     @property
     def _loading(self) -> dict[str, Any]:
@@ -408,7 +429,7 @@ class PostTraining:
         clock = Clock(folder / CLOCK_FILE)
         before = _size(place)
         if share:
-            model = trained.load().to(state.device).eval()
+            model = trained.load()
             done = evaluate_text(
                 model,
                 self.tokenizer,
@@ -433,6 +454,13 @@ class PostTraining:
         return TextEvaluation(
             trained.label, tuple(records[sample.key] for sample in samples), settings, args.eval_seed
         )
+
+
+def _placed(model: RMForMaskedDiffusion) -> RMForMaskedDiffusion:
+    """On this process's device, ready to be read; what was placed or quantised in loading stays where it is."""
+    if not (getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)):
+        model.to(PartialState().device)
+    return model.eval()
 
 
 def _noting(folder: Path) -> Callable[[], None]:

@@ -26,7 +26,7 @@ from ..generation_rules_rm import REVEAL_RULES
 from ..training.stages import CLOCK_FILE, read_clock, write_json
 from ..visualize import Replay, write_html
 from .post_training import SYSTEMS, PostTraining, Trained
-from .text import TextSample, decoded, encode_samples, prompt_ids
+from .text import TextSample, decoded, prompt_ids
 
 WRONG_SHARE = 0.15
 REVEAL_SHARE = 0.75
@@ -245,15 +245,14 @@ def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
     samples = [sample for sample in run.task.test() if sample.completion][: args.recall_samples]
     if not samples:
         return {}
-    longest = run.training.max_length or run.tokenizer.model_max_length
-    rows = encode_samples(samples, run.tokenizer, longest, args.completion_length, args.eos_tail).rows
+    rows = run.encode(samples, "samples of the probe of recall")
     targets, real, editable = pad_rows(rows, run.tokenizer.pad_token_id or 0)
     editable &= targets != run.tokenizer.eos_token_id
     uniforms = KeyedUniforms(row_keys(args.eval_seed, 0, [row["idx"] for row in rows]))
     wrong = editable & (uniforms.draw(targets.shape[1]) < WRONG_SHARE)
     drawn = _other_tokens(targets, targets[editable], uniforms.draw(targets.shape[1], 2))
     state = np.where(wrong, drawn[..., 0], targets)
-    model = trained.load().to(PartialState().device)
+    model: Any = trained.load()
     ids, right, attempt = (torch.from_numpy(value) for value in (state, targets, drawn[..., 1]))
     return recall_by_history(
         model,
@@ -286,7 +285,7 @@ def write_replays(run: PostTraining, trained: Trained) -> Path:
     args = run.arguments
     samples = run.task.test()[: args.eval_samples]
     chosen = np.random.default_rng(args.eval_seed).permutation(len(samples))[: args.replay_samples]
-    model = trained.load().to(PartialState().device).eval()
+    model = trained.load()
     config = decoding_config(model, args.decoding("rm"), args.completion_length)
     replays = [_replay(run, model, samples[int(index)], config) for index in chosen]
     return write_html(replays, run.root / f"seed{trained.seed}" / f"trajectories-{trained.name}.html")

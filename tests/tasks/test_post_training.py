@@ -19,13 +19,14 @@ from hf_rm.evaluation.text_records import TextEvaluation, TextRecord
 from hf_rm.tasks import post_training, text_recipe
 from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
-from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
+from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments, Trained
 from hf_rm.tasks.text import TextSample
 from hf_rm.tasks.text_recipe import (
     budgeted,
     group_means_table,
     means,
     means_table,
+    recall,
     report,
     with_default_config,
 )
@@ -381,7 +382,39 @@ def test_samples_that_do_not_fit_are_counted_and_named(tmp_path, base, capsys):
     run = prepared(tmp_path, base, training={"max_length": 75})
     lengths = [len(row["input_ids"]) for row in run.rows]
     assert 0 < len(lengths) < 12 and max(lengths) <= 75
-    assert f"{12 - len(lengths)} of 12 training samples are too long and left out: " in capsys.readouterr().out
+    assert (
+        f"{12 - len(lengths)} of 12 training samples are too long (75 tokens a row, 40 of them"
+        in capsys.readouterr().out
+    )
+
+
+def test_rows_longer_than_the_bases_positions_do_not_fit(tmp_path, capsys):
+    """Whatever the tokenizer says, and however well rotary positions go on beyond them."""
+    model = build_tiny_math_model(0, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2)
+    model.config.max_position_embeddings = 75
+    model.save_pretrained(tmp_path / "base")
+    tokenizer = build_math_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path / "base")
+    run = prepared(tmp_path / "out", str(tmp_path / "base"), training={"max_length": 90})
+    assert run.longest == 75 and max(len(row["input_ids"]) for row in run.rows) <= 75
+    count = 12 - len(run.rows)
+    assert count and f"{count} of 12 training samples are too long (75 tokens a row" in capsys.readouterr().out
+    named = recall(run, Trained("base", 0, None, lambda: run._wrap(run.arguments.base, history=False)))
+    assert "of 6 samples of the probe of recall are too long" in capsys.readouterr().out
+    assert 0 < named["since_start"]["count"]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_trained_system_is_loaded_as_its_base_was(tmp_path, base, rank):
+    loading = {"dtype": "bfloat16", "attn_implementation": "eager", "local_files_only": True, "revision": "main"}
+    settings = {"sft_steps": 0, "lora_rank": rank, "systems": ["base", "rm"]}
+    run = prepared(tmp_path, base, training={"model_init_kwargs": loading, "max_steps": 1}, **settings)
+    for one in run.systems():
+        model = one.load()
+        assert model.model.config._attn_implementation == "eager", one.name
+        assert {parameter.dtype for parameter in model.model.parameters()} == {torch.bfloat16}, one.name
+        assert not model.training
 
 
 def test_the_default_config_stands_in_front_of_the_command_line():
