@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Problem = TypeVar("Problem", bound=Hashable)
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.\-\[\]%+]+))?")
 
 
@@ -81,7 +82,8 @@ def column(record: dict[str, Any], where: str, *names: str) -> Any:
         The value.
 
     Raises:
-        ValueError: If none of them is there, or it is empty.
+        ValueError: If none of them is there.
+        BadRecordError: If it is empty.
 
     Example:
         >>> column({"prompt": "Add."}, "line 1", "text", "prompt")
@@ -91,5 +93,77 @@ def column(record: dict[str, Any], where: str, *names: str) -> Any:
         if record.get(name) not in (None, "", []):
             return record[name]
     present = [name for name in names if name in record]
-    fault = f"an empty {present[0]!r}" if present else f"no column {' or '.join(map(repr, names))}"
-    raise ValueError(f"{where} has {fault}; its columns are {sorted(record)}.")
+    if present:
+        raise BadRecordError(f"{where} has an empty {present[0]!r}; its columns are {sorted(record)}.")
+    raise ValueError(f"{where} has no column {' or '.join(map(repr, names))}; its columns are {sorted(record)}.")
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be used, in a file of the right columns: a field is empty, or its answer unreadable."""
+
+
+def read_each(
+    path: str | Path, read: Callable[[str, dict[str, Any]], Problem], left_out: list[str] | None = None
+) -> list[Problem]:
+    """What `read` makes of each record of a source.
+
+    Args:
+        path: As for [`read_records`].
+        read: Makes a problem of where a record is and the record.
+        left_out: Gets a message for every record that cannot be used, which is left out. Without it that is an error.
+
+    Returns:
+        The problems, in order.
+
+    Raises:
+        OSError: As [`read_records`].
+        ValueError: For a missing column, a record that cannot be used where `left_out` is None, or if none can.
+
+    Example:
+        >>> import tempfile
+        >>> left_out = []
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        ...     _ = file.write('{"text": "Add."}\\n{"text": ""}'); file.flush()
+        ...     read_each(file.name, lambda where, record: column(record, where, "text"), left_out), len(left_out)
+        (['Add.'], 1)
+    """
+    problems, bad = [], []
+    records = read_records(path)
+    for where, record in records:
+        try:
+            problems.append(read(where, record))
+        except BadRecordError as error:
+            if left_out is None:
+                raise
+            bad.append(str(error))
+    if not problems:
+        raise ValueError(f"none of the {len(records):,} records of {path} can be used: {bad[0]}")
+    if left_out is not None:
+        left_out += bad
+    return problems
+
+
+def read_told(source: str, read: Callable[..., list[Problem]], remarks: list[str]) -> list[Problem]:
+    """What a reader makes of a source, once each; what it leaves out is counted and named in `remarks`.
+
+    Args:
+        source: As for [`read_records`].
+        read: A reader of this package, which takes `left_out`.
+        remarks: Gets a line where records were left out, and one where there were duplicates.
+
+    Returns:
+        The problems, in order.
+
+    Raises:
+        OSError, ValueError: As the reader.
+    """
+    left_out: list[str] = []
+    problems = read(source, left_out=left_out)
+    if left_out:
+        more = f" (and {len(left_out) - 3} more)" if len(left_out) > 3 else ""
+        count = f"{len(left_out):,} of {len(left_out) + len(problems):,} records"
+        remarks.append(f"{source}: {count} left out: {' '.join(left_out[:3])}{more}")
+    once = list(dict.fromkeys(problems))
+    if len(once) < len(problems):
+        remarks.append(f"{source}: {len(problems) - len(once):,} duplicates dropped")
+    return once

@@ -205,6 +205,7 @@ class PostTraining:
     def __init__(self, arguments: PostTrainingArguments, training: RMTrainingArguments, task: TextTask) -> None:
         self.arguments, self.training, self.task = arguments, training, task
         self.root = Path(training.output_dir)
+        self._told = 0
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.base, **self._fetching)
 
     def systems(self) -> list[Trained]:
@@ -216,7 +217,24 @@ class PostTraining:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The training samples as rows; what is too long is counted and named, never cut."""
-        return self.encode(self.task.train()[: self.arguments.train_samples], "training samples")
+        samples = self.task.train()
+        self._tell()
+        return self.encode(samples[: self.arguments.train_samples], "training samples")
+
+    @cached_property
+    def held_out(self) -> list[TextSample]:
+        """The samples that systems are evaluated on."""
+        samples = self.task.test()
+        self._tell()
+        return samples[: self.arguments.eval_samples]
+
+    def _tell(self) -> None:
+        """Print what the task left out of its data, once; a task of one's own need not have `remarks`."""
+        remarks: list[str] = getattr(self.task, "remarks", [])
+        if PartialState().is_main_process:
+            for remark in remarks[self._told :]:
+                print(remark)
+        self._told = len(remarks)
 
     def encode(self, samples: Sequence[TextSample], what: str) -> list[dict[str, Any]]:
         """Samples as rows of the run's form; those that are too long are counted and named as `what`."""
@@ -420,7 +438,7 @@ class PostTraining:
         args, state = self.arguments, PartialState()
         if decoding is None:
             decoding = args.decoding(SYSTEMS[trained.name].trainer)
-        samples = self.task.test()[: args.eval_samples]
+        samples = self.held_out
         share = samples[state.process_index :: state.num_processes]
         folder = self.evaluation_folder(trained, name)
         place = folder / f"part-{state.process_index}-of-{state.num_processes}"

@@ -283,7 +283,7 @@ def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -
 def write_replays(run: PostTraining, trained: Trained) -> Path:
     """An HTML page with trajectories of problems drawn at random by the evaluation's seed."""
     args = run.arguments
-    samples = run.task.test()[: args.eval_samples]
+    samples = run.held_out
     chosen = np.random.default_rng(args.eval_seed).permutation(len(samples))[: args.replay_samples]
     model = trained.load()
     config = decoding_config(model, args.decoding("rm"), args.completion_length)

@@ -417,6 +417,16 @@ def test_a_trained_system_is_loaded_as_its_base_was(tmp_path, base, rank):
         assert not model.training
 
 
+def test_what_a_task_leaves_out_is_told_once(tmp_path, base, capsys):
+    run = prepared(tmp_path, base)
+    run.task.remarks = ["two records left out"]
+    assert len(run.rows) == 12 and len(run.held_out) == 6
+    run.task.remarks.append("one more")
+    run.__dict__.pop("held_out")
+    assert len(run.held_out) == 6
+    assert capsys.readouterr().out == "two records left out\none more\n"
+
+
 def test_the_default_config_stands_in_front_of_the_command_line():
     assert with_default_config(Path("a.yaml"), ["--max_steps", "3"]) == ["--config", "a.yaml", "--max_steps", "3"]
     assert with_default_config(Path("a.yaml"), ["--config", "b.yaml"]) == ["--config", "b.yaml"]

@@ -98,9 +98,51 @@ def test_a_tenth_is_held_out_where_there_is_no_test_data(tmp_path):
 def test_training_problems_that_are_held_out_too_are_dropped(tmp_path):
     train, test = write(tmp_path / "a.jsonl", gsm8k(20)), write(tmp_path / "b.jsonl", gsm8k(20, start=15))
     task = MathTask("gsm8k", train, test)
-    assert len(task.train()) == 15 and task.excluded == 5
+    assert len(task.train()) == 15 and task.remarks == [f"{train}: 5 problems are held out, and not trained on"]
     code = CodeTask("mbpp", write(tmp_path / "c.jsonl", MBPP[:6]), write(tmp_path / "d.jsonl", MBPP[4:]))
     assert [sample.key for sample in code.train()] == ["1", "2", "3", "4"]
+    assert code.remarks == [f"{tmp_path / 'c.jsonl'}: 2 problems are held out, and not trained on"]
+
+
+def test_records_that_cannot_be_used_and_duplicates_are_counted_and_named(tmp_path):
+    """As two of the 7,500 answers of MATH's training problems, which are empty."""
+    good = [{"problem": f"{i}?", "answer": str(i), "solution": rf"\boxed{{{i}}}"} for i in range(30)]
+    bad = [{"problem": "a?", "answer": ""}, {"problem": "b?", "solution": r"\boxed{", "answer": ""}]
+    again = {**good[7], "answer": "8", "solution": r"\boxed{8}"}
+    path = write(tmp_path / "math.jsonl", [*bad, *good, good[3], good[4], again])
+    task = MathTask("math", path, test_data=write(tmp_path / "test.jsonl", good[:5]))
+    assert len(task.train()) == 25 and len(task.test()) == 5
+    assert task.remarks == [
+        f"{path}: 2 of 35 records left out: math.jsonl, record 1 has an empty 'answer'; its columns are "
+        "['answer', 'problem']. math.jsonl, record 2: its 'solution' has no complete \\boxed{...}, and there is no "
+        "'answer'.",
+        f"{path}: 2 duplicates dropped",
+        f"{path}: 1 questions are there again with another answer",
+        f"{path}: 5 problems are held out, and not trained on",
+    ]
+    words = [{"question": "1 + 1?", "answer": "two\n#### two"}, *gsm8k(60)]
+    gsm = MathTask("gsm8k", write(tmp_path / "gsm8k.jsonl", words))
+    assert len(gsm.train()) + len(gsm.test()) == 60
+    assert "1 of 61 records left out: gsm8k.jsonl, record 1: gold is 'two', which is no number" in gsm.remarks[0]
+    code = [MBPP[0], {**MBPP[1], "code": "def"}, *MBPP[2:], MBPP[0]]
+    mbpp = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", code))
+    assert len(mbpp.train()) + len(mbpp.test()) == 9
+    assert ["record 2" in remark or "1 duplicates" in remark for remark in mbpp.remarks] == [True, True]
+
+
+def test_problems_without_a_solution_are_counted(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": str(i), "solution": rf"\boxed{{{i}}}" if i % 2 else ""} for i in range(40)]
+    test = write(tmp_path / "test.jsonl", [{"problem": "x?", "answer": "1"}])
+    task = MathTask("math", write(tmp_path / "train.jsonl", rows), test)
+    assert len(task.train()) == 20
+    assert task.remarks == [f"{tmp_path / 'train.jsonl'}: 20 problems are without a solution, and left out"]
+
+
+def test_a_missing_column_is_an_error_and_so_is_nothing_that_is_left(tmp_path):
+    with pytest.raises(ValueError, match="record 2 has no column 'question'"):
+        MathTask("gsm8k", write(tmp_path / "a.jsonl", [gsm8k(1)[0], {"answer": "#### 5"}])).test()
+    with pytest.raises(ValueError, match="none of the 2 records .* can be used: b.jsonl, record 1 has an empty"):
+        MathTask("math", write(tmp_path / "b.jsonl", [{"problem": "a?", "answer": ""}] * 2)).test()
 
 
 def test_mbpp_is_split_in_the_papers_proportions(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from .._records import read_told
 from ..text import TextSample
 from .problems import CodeProblem, read_humaneval, read_mbpp, split_problems
 from .verify import verify_code
@@ -18,6 +19,7 @@ class CodeTask:
     """
     MBPP, split 30 / 70 by a documented seed unless test data is given; or HumanEval as held-out data.
 
+    What is left out of the data (records that cannot be used, duplicates, what is held out too) is told in `remarks`.
     A completion is a fenced block; what is graded is the program in it, run against the tests in the sandbox.
 
     Args:
@@ -52,6 +54,7 @@ class CodeTask:
             raise ValueError(f"task {name!r} has no data to be held out: pass {missing}.")
         self.name, self.train_data, self.test_data = name, train_data, test_data
         self.sandbox = {"timeout": timeout, **sandbox}
+        self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
         """Training problems with their solutions."""
@@ -69,12 +72,17 @@ class CodeTask:
 
     @cached_property
     def _parts(self) -> tuple[list[CodeProblem], list[CodeProblem]]:
-        train = [] if self.train_data is None else read_mbpp(self.train_data)
+        train = [] if self.train_data is None else read_told(self.train_data, read_mbpp, self.remarks)
         if self.test_data is None:
             return split_problems(train)
-        test = read_humaneval(self.test_data) if self.name == "humaneval" else read_mbpp(self.test_data)
+        read = read_humaneval if self.name == "humaneval" else read_mbpp
+        test = read_told(self.test_data, read, self.remarks)
         held_out = {problem.task_id for problem in test}
-        return [problem for problem in train if problem.task_id not in held_out], test
+        kept = [problem for problem in train if problem.task_id not in held_out]
+        if len(kept) < len(train):
+            count = len(train) - len(kept)
+            self.remarks.append(f"{self.train_data}: {count:,} problems are held out, and not trained on")
+        return kept, test
 
     @cached_property
     def _by_key(self) -> dict[str, CodeProblem]:

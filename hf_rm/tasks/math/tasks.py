@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from .._records import read_told
 from ..text import TextSample
 from .answers import extract_boxed, extract_marked
 from .equivalence import answers_equal
@@ -24,7 +25,7 @@ HELD_OUT = 10
 
 @dataclass(frozen=True)
 class _Form:
-    read: Callable[[str], list[MathProblem]]
+    read: Callable[..., list[MathProblem]]
     extract: Callable[[str], str | None]
     method: Literal["math-verify", "numeric"]
 
@@ -74,6 +75,9 @@ class MathTask:
     """
     GSM8K, MATH (MATH500, Minerva's subjects) or CMATH from files or from the Hub.
 
+    What is left out of the data (records that cannot be used, duplicates, what is held out too, problems without a
+    solution) is told in `remarks`.
+
     Args:
         name: ``"gsm8k"``, ``"math"`` or ``"cmath"``.
         train_data: Training data: a file, a folder, or ``owner/name:config:split``. CMATH has none.
@@ -81,8 +85,8 @@ class MathTask:
         template: Of the prompt, with ``{question}``.
 
     Raises:
-        ValueError: For an unknown name, a template without ``{question}``, a record without a column or an answer, and
-            for GSM8K and CMATH an answer that is no number; the message names the record.
+        ValueError: For an unknown name, a template without ``{question}``, a record without a column (the message
+            names it), or data of which nothing can be used.
         OSError: For data that is not there.
 
     Example:
@@ -102,19 +106,13 @@ class MathTask:
             raise ValueError(f"task {name!r} has no data: pass `train_data`, `test_data` or both.")
         self.name, self.form = name, _FORMS[name]
         self.train_data, self.test_data, self.template = train_data, test_data, template
-        self.excluded = 0
+        self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
         """Training problems with a solution, without those that are held out or are in the test data too."""
         if self.train_data is None:
             raise ValueError(f"task {self.name!r} has no training data: pass `train_data`.")
-        held_out = {problem.question for problem in self._test_problems}
-        kept = [problem for problem in self._train_problems if problem.question not in held_out]
-        self.excluded = len(self._train_problems) - len(kept)
-        solved = [problem for problem in kept if problem.solution]
-        if not solved:
-            raise ValueError(f"none of the {len(kept)} problems of {self.train_data} has a solution to learn from.")
-        return [self._sample(problem) for problem in solved]
+        return [self._sample(problem) for problem in self._learnt]
 
     def test(self) -> list[TextSample]:
         """Held-out problems."""
@@ -129,6 +127,21 @@ class MathTask:
         return self._read(str(self.train_data))
 
     @cached_property
+    def _learnt(self) -> list[MathProblem]:
+        held_out = {problem.question for problem in self._test_problems}
+        kept = [problem for problem in self._train_problems if problem.question not in held_out]
+        solved = [problem for problem in kept if problem.solution]
+        if not solved:
+            raise ValueError(f"none of the {len(kept)} problems of {self.train_data} has a solution to learn from.")
+        for count, fate in (
+            (len(self._train_problems) - len(kept), "held out, and not trained on"),
+            (len(kept) - len(solved), "without a solution, and left out"),
+        ):
+            if count:
+                self.remarks.append(f"{self.train_data}: {count:,} problems are {fate}")
+        return solved
+
+    @cached_property
     def _test_problems(self) -> list[MathProblem]:
         if self.test_data is not None:
             return self._read(self.test_data)
@@ -138,14 +151,13 @@ class MathTask:
         return problems
 
     def _read(self, source: str) -> list[MathProblem]:
-        problems = list({problem.question: problem for problem in self.form.read(source)}.values())
-        if self.form.method == "numeric":
-            for problem in problems:
-                try:
-                    answers_equal(problem.answer, problem.answer, "numeric")
-                except ValueError as error:
-                    raise ValueError(f"{source}, {problem.question[:60]!r}: {error}") from error
-        return problems
+        problems = read_told(source, self.form.read, self.remarks)
+        once = list({problem.question: problem for problem in problems}.values())
+        if len(once) < len(problems):
+            self.remarks.append(
+                f"{source}: {len(problems) - len(once):,} questions are there again with another answer"
+            )
+        return once
 
     def _sample(self, problem: MathProblem) -> TextSample:
         key = f"{_digest(problem.question):016x}"
