@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,39 +41,88 @@ def with_default_config(path: Path, arguments: Sequence[str] | None = None) -> l
 
 
 def report(run: PostTraining) -> None:
-    """Train and evaluate everything, print the tables, and say where the rest lies."""
+    """
+    Train and evaluate everything, print the tables, and say where the rest lies.
+
+    `records.json` is written after every part: what fails in a later one costs nothing of those before it.
+
+    Raises:
+        ImportError: before anything is trained, for a library that the report would need.
+    """
+    _check_libraries(run)
     trained = run.systems()
     evaluations = {(one.name, one.seed): run.evaluate(one) for one in trained}
+    pages = _Pages(run.root / "records.json")
+    _results(run, trained, evaluations, pages)
     curves = _curves(run, trained)
+    if curves:
+        pages.keep("curves", {name: [one.summary() for one in curve] for name, curve in curves.items()})
     if not PartialState().is_main_process:
         return
-    console = Console(width=None if sys.stdout.isatty() else 190)
-    records: dict[str, Any] = {"systems": [_record(run, one, evaluations[one.name, one.seed]) for one in trained]}
-    for seed in run.arguments.seeds:
+    _revision_seen(run, [one for one in trained if SYSTEMS[one.name].trainer == "rm"], pages)
+    if curves:
+        pages.say(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}")
+    pages.say(f"records: {pages.path}")
+
+
+class _Pages:
+    """What the first process shows and writes down; the others do neither."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records, self.main = path, dict[str, Any](), PartialState().is_main_process
+        self.console = Console(width=None if sys.stdout.isatty() else 190, quiet=not self.main)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write everything so far."""
+        self.records[name] = value
+        if self.main:
+            write_json(self.path, self.records)
+
+    def say(self, what: Any) -> None:
+        """Print a table or a line."""
+        self.console.print(what, soft_wrap=isinstance(what, str))
+
+
+def _check_libraries(run: PostTraining) -> None:
+    if run.arguments.curve_forwards and find_spec("matplotlib") is None:
+        raise ImportError(
+            f"`curve_forwards` is {run.arguments.curve_forwards}, but its plot needs matplotlib: pip install "
+            "'hf-rm[recipes]', or leave it out."
+        )
+
+
+def _results(
+    run: PostTraining, trained: Sequence[Trained], evaluations: dict[tuple[str, int], TextEvaluation], pages: _Pages
+) -> None:
+    """A table a seed, and over all seeds their means."""
+    pages.keep("systems", [_record(run, one, evaluations[one.name, one.seed]) for one in trained])
+    seeds = run.arguments.seeds
+    for seed in seeds:
         rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
         minutes = {_MINUTES: [_shown_minutes(run.cpu_minutes(one.name, seed)) for one in trained if one.seed == seed]}
         title = f"{run.task.name}, seed {seed}"
-        console.print(text_results_table(rows, evaluations.get(("sft", seed)), title, more=minutes))
-    if len(run.arguments.seeds) > 1:
-        records["means"] = means(evaluations)
-        for name, row in records["means"].items():
-            spent = [run.cpu_minutes(name, seed) for seed in run.arguments.seeds]
+        pages.say(text_results_table(rows, evaluations.get(("sft", seed)), title, more=minutes))
+    if len(seeds) > 1:
+        found = means(evaluations)
+        for name, row in found.items():
+            spent = [run.cpu_minutes(name, seed) for seed in seeds]
             row["cpu_minutes"] = None if None in spent else float(np.mean([m for m in spent if m is not None]))
-        console.print(means_table(records["means"], len(run.arguments.seeds)))
-        if any(row["by_group"] for row in records["means"].values()):
-            console.print(group_means_table(records["means"], len(run.arguments.seeds)))
-    revising = [one for one in trained if SYSTEMS[one.name].trainer == "rm"]
-    if revising and run.arguments.recall_samples:
-        records["recall"] = {one.label: recall(run, one) for one in revising}
-        console.print(recall_table(records["recall"].items()))
-    if curves:
-        records["curves"] = {name: [one.summary() for one in curve] for name, curve in curves.items()}
-        console.print(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}", soft_wrap=True)
+        pages.keep("means", found)
+        pages.say(means_table(found, len(seeds)))
+        if any(row["by_group"] for row in found.values()):
+            pages.say(group_means_table(found, len(seeds)))
+
+
+def _revision_seen(run: PostTraining, revising: Sequence[Trained], pages: _Pages) -> None:
+    """Re-mask recall by history, and pages of trajectories of the first seed's systems."""
+    rows = recall_rows(run) if revising else []
+    if rows:
+        found = {one.label: recall(run, one, rows) for one in revising}
+        pages.keep("recall", found)
+        pages.say(recall_table(found.items()))
     for one in revising:
         if one.seed == run.arguments.seeds[0] and run.arguments.replay_samples:
-            console.print(f"trajectories of {one.label}: {write_replays(run, one)}", soft_wrap=True)
-    write_json(run.root / "records.json", records)
-    console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
+            pages.say(f"trajectories of {one.label}: {write_replays(run, one)}")
 
 
 def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation) -> dict[str, Any]:
@@ -234,7 +284,20 @@ def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
 # Revision seen
 
 
-def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
+def recall_rows(run: PostTraining) -> list[dict[str, Any]]:
+    """Reference completions to plant wrong tokens in; none, and a line that says why, where none are to be had."""
+    count = run.arguments.recall_samples
+    samples = [sample for sample in run.task.test() if sample.completion][:count]
+    if count and not samples:
+        print("no probe of recall: no held-out sample has a solution")
+    try:
+        return run.encode(samples, "samples of the probe of recall") if samples else []
+    except ValueError as error:
+        print(f"no probe of recall: {error}")
+        return []
+
+
+def recall(run: PostTraining, trained: Trained, rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """
     Share of wrong tokens in reference completions that one step re-masks, by the past they are given.
 
@@ -242,10 +305,6 @@ def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
     they occur there.
     """
     args = run.arguments
-    samples = [sample for sample in run.task.test() if sample.completion][: args.recall_samples]
-    if not samples:
-        return {}
-    rows = run.encode(samples, "samples of the probe of recall")
     targets, real, editable = pad_rows(rows, run.tokenizer.pad_token_id or 0)
     editable &= targets != run.tokenizer.eos_token_id
     uniforms = KeyedUniforms(row_keys(args.eval_seed, 0, [row["idx"] for row in rows]))

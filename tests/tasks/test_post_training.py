@@ -27,6 +27,7 @@ from hf_rm.tasks.text_recipe import (
     means,
     means_table,
     recall,
+    recall_rows,
     report,
     with_default_config,
 )
@@ -142,6 +143,35 @@ def test_reading_an_evaluation_back_costs_it_nothing(whole):
     before = (whole.evaluation_folder(one) / "clock.json").read_text()
     whole.evaluate(one)
     assert (whole.evaluation_folder(one) / "clock.json").read_text() == before
+
+
+def test_a_report_that_fails_late_leaves_what_came_before_it(tmp_path, base, monkeypatch, capsys):
+    def fails(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(text_recipe, "write_replays", fails)
+    run = prepared(tmp_path, base, systems=["rm"], sft_steps=0, curve_forwards=[2])
+    with pytest.raises(OSError, match="no space left"):
+        report(run)
+    records = json.loads((tmp_path / "records.json").read_text())
+    assert list(records) == ["systems", "curves", "recall"] and "word-problems, seed 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("completion", ["", "9 " * 100])
+def test_a_recall_that_finds_no_sample_is_left_out_with_a_line(tmp_path, base, capsys, completion):
+    run = prepared(tmp_path, base, systems=["rm"], sft_steps=0)
+    samples = [TextSample(str(i), f"How many are {i}?\n", completion, "9") for i in range(3)]
+    run.task = SimpleNamespace(name="words", train=run.task.train, test=lambda: samples, grade=run.task.grade)
+    report(run)
+    assert "recall" not in json.loads((tmp_path / "records.json").read_text())
+    assert "no probe of recall: no" in capsys.readouterr().out
+
+
+def test_a_missing_library_is_named_before_anything_is_trained(tmp_path, base, monkeypatch, untrained):
+    monkeypatch.setattr(text_recipe, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"matplotlib: pip install 'hf-rm\[recipes\]'"):
+        report(prepared(tmp_path, base, curve_forwards=[2]))
+    assert untrained == []
 
 
 @pytest.mark.parametrize("rule", ["sft", "rm", "t2t_remask", "remdm"])
@@ -400,9 +430,10 @@ def test_rows_longer_than_the_bases_positions_do_not_fit(tmp_path, capsys):
     assert run.longest == 75 and max(len(row["input_ids"]) for row in run.rows) <= 75
     count = 12 - len(run.rows)
     assert count and f"{count} of 12 training samples are too long (75 tokens a row" in capsys.readouterr().out
-    named = recall(run, Trained("base", 0, None, lambda: run._wrap(run.arguments.base, history=False)))
-    assert "of 6 samples of the probe of recall are too long" in capsys.readouterr().out
-    assert 0 < named["since_start"]["count"]
+    rows = recall_rows(run)
+    assert 0 < len(rows) < 6 and "of 6 samples of the probe of recall are too long" in capsys.readouterr().out
+    found = recall(run, Trained("base", 0, None, lambda: run._wrap(run.arguments.base, history=False)), rows)
+    assert 0 < found["since_start"]["count"]
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -1,6 +1,7 @@
 """What the text recipes train on and grade: splits, held-out problems, gold solutions, data by Hub name."""
 
 import json
+import sys
 from pathlib import Path
 
 import datasets
@@ -9,6 +10,7 @@ import pytest
 from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks._records import read_records
 from hf_rm.tasks.code.tasks import CodeTask
+from hf_rm.tasks.math import equivalence
 from hf_rm.tasks.math.tasks import MathTask, WordProblems, build_math_task
 from hf_rm.tasks.text import TextSample, decoded, encode_samples
 
@@ -128,6 +130,14 @@ def test_records_that_cannot_be_used_and_duplicates_are_counted_and_named(tmp_pa
     mbpp = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", code))
     assert len(mbpp.train()) + len(mbpp.test()) == 9
     assert ["record 2" in remark or "1 duplicates" in remark for remark in mbpp.remarks] == [True, True]
+
+
+def test_math_without_its_library_is_refused_at_once(tmp_path, monkeypatch):
+    equivalence._math_verify.cache_clear()
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ImportError, match=r"hf-rm\[recipes\]"):
+        MathTask("math", "not_read.jsonl")
+    MathTask("gsm8k", "not_read.jsonl")
 
 
 def test_problems_without_a_solution_are_counted(tmp_path):

@@ -88,6 +88,7 @@ class MathTask:
         ValueError: For an unknown name, a template without ``{question}``, a record without a column (the message
             names it), or data of which nothing can be used.
         OSError: For data that is not there.
+        ImportError: For MATH without math-verify.
 
     Example:
         >>> task = MathTask("gsm8k", "gsm8k/train.jsonl")  # doctest: +SKIP
@@ -105,6 +106,7 @@ class MathTask:
         if train_data is None and test_data is None:
             raise ValueError(f"task {name!r} has no data: pass `train_data`, `test_data` or both.")
         self.name, self.form = name, _FORMS[name]
+        answers_equal("1", "1", self.form.method)  # where math-verify is missing it raises now, not after a training
         self.train_data, self.test_data, self.template = train_data, test_data, template
         self.remarks: list[str] = []
 
@@ -132,7 +134,10 @@ class MathTask:
         kept = [problem for problem in self._train_problems if problem.question not in held_out]
         solved = [problem for problem in kept if problem.solution]
         if not solved:
-            raise ValueError(f"none of the {len(kept)} problems of {self.train_data} has a solution to learn from.")
+            raise ValueError(
+                f"none of the {len(self._train_problems)} problems of {self.train_data} has a solution to learn from, "
+                "and is not held out."
+            )
         for count, fate in (
             (len(self._train_problems) - len(kept), "held out, and not trained on"),
             (len(kept) - len(solved), "without a solution, and left out"),
