@@ -128,6 +128,10 @@ class PostTrainingArguments:
         default="clean", metadata={"help": "What the frozen checkpoint reads: the sample, or one with masks in it."}
     )
     probe_mask_rate: float = field(default=0.5, metadata={"help": "Share of masks for the masked probe."})
+    probe_batch_size: int = field(
+        default=32,
+        metadata={"help": "Samples side by side in the probe and the harvest; another number may round otherwise."},
+    )
     harvest_samples: int = field(default=2000, metadata={"help": "Training samples decoded for the harvest."})
     eval_samples: int | None = field(default=None, metadata={"help": "Held-out samples; all of them by default."})
     eval_batch_size: int = field(default=32, metadata={"help": "Samples decoded side by side."})
@@ -159,7 +163,7 @@ class PostTrainingArguments:
                 f"`sft_steps` is {self.sft_steps} and `lora_rank` {self.lora_rank}: adapters all start from the base. "
                 "Pass sft_steps=0, or a base that is fine-tuned already."
             )
-        for name in ("completion_length", "top_k", "harvest_samples", "eval_batch_size"):
+        for name in ("completion_length", "top_k", "probe_batch_size", "harvest_samples", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
 
@@ -291,13 +295,13 @@ class PostTraining:
             mask_rate=args.probe_mask_rate,
             seed=seed,
             tokenizer=self.tokenizer,
-            batch_size=args.eval_batch_size,
+            batch_size=args.probe_batch_size,
             on_shard=_noting(folder / _PROBE),
         )
         if not system.harvested:
             return FrozenTopKProposal(cache)
         rows = self.rows[: args.harvest_samples]
-        settings = {"seed": seed, "batch_size": args.eval_batch_size, **args.decoding("sft")}
+        settings = {"seed": seed, "batch_size": args.probe_batch_size, **args.decoding("sft")}
         errors = harvest(frozen, rows, folder / _HARVEST, on_shard=_noting(folder / _HARVEST), **settings)
         return HarvestedProposal(errors, fallback=FrozenTopKProposal(cache))
 

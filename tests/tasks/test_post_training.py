@@ -19,6 +19,7 @@ from hf_rm.evaluation.text_records import TextEvaluation, TextRecord
 from hf_rm.tasks import post_training, text_recipe
 from hf_rm.tasks.math.tasks import WordProblems
 from hf_rm.tasks.math.tiny import build_math_tokenizer, build_tiny_math_model
+from hf_rm.tasks.post_training import SYSTEMS as SYSTEM_TABLE
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments, Trained
 from hf_rm.tasks.text import TextSample
 from hf_rm.tasks.text_recipe import (
@@ -143,6 +144,18 @@ def test_reading_an_evaluation_back_costs_it_nothing(whole):
     before = (whole.evaluation_folder(one) / "clock.json").read_text()
     whole.evaluate(one)
     assert (whole.evaluation_folder(one) / "clock.json").read_text() == before
+
+
+def test_the_evaluations_batches_are_not_the_probes(tmp_path, base):
+    """A smaller evaluation batch goes on with the caches that are there; a smaller probe batch would make others."""
+    settings = {"sft_steps": 0, "systems": ["rm-harvested"], "probe_batch_size": 3}
+    run = prepared(tmp_path, base, **settings)
+    run.proposal(SYSTEM_TABLE["rm-harvested"], 0)
+    for cache in ("top-k", "harvest"):
+        assert json.loads((tmp_path / "seed0" / cache / "cache.json").read_text())["fingerprint"]["batch_size"] == 3
+    prepared(tmp_path, base, eval_batch_size=2, **settings).proposal(SYSTEM_TABLE["rm-harvested"], 0)
+    with pytest.raises(ValueError, match="`batch_size` is 4 and was 3"):
+        prepared(tmp_path, base, **{**settings, "probe_batch_size": 4}).proposal(SYSTEM_TABLE["rm-harvested"], 0)
 
 
 def test_a_report_that_fails_late_leaves_what_came_before_it(tmp_path, base, monkeypatch, capsys):
@@ -401,6 +414,7 @@ def test_adapters_start_from_the_base(tmp_path, base):
         ({"systems": []}, "`systems` is"),
         ({"lora_rank": 4}, "adapters all start from the base"),
         ({"completion_length": 0}, "`completion_length` is 0: pass a positive number"),
+        ({"probe_batch_size": 0}, "`probe_batch_size` is 0: pass a positive number"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, base, settings, message):
