@@ -4,9 +4,9 @@ Code: from a base to vanilla SFT and to Reflective Masking on MBPP, graded by ru
     accelerate launch recipes/mbpp.py --base MODEL --train_data google-research-datasets/mbpp:full:train
     accelerate launch --config_file recipes/accelerate/ddp_2gpu.yaml recipes/mbpp.py \
         --config recipes/configs/mbpp-llada-8b.yaml
-    accelerate launch recipes/mbpp.py --task humaneval --test_data openai/openai_humaneval::test ...
+    accelerate launch recipes/mbpp.py --more_tests humaneval=openai/openai_humaneval::test ...
 
-Without test data 30 % of the problems are trained on and 70 % held out, by a documented seed.
+Without test data 30 % of the problems are trained on and 70 % held out, by --split_seed.
 """
 
 import os
@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
-from hf_rm.tasks.code.tasks import CODE_TASKS, CodeTask
+from hf_rm.tasks.code.problems import SPLIT_SEED
+from hf_rm.tasks.code.tasks import CODE_TASKS, CodeTask, more_code_tests
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
 from hf_rm.tasks.text_recipe import report
 
@@ -37,14 +38,24 @@ class MBPPArguments(PostTrainingArguments):
     test_data: str | None = field(
         default=None, metadata={"help": "Held-out problems; by default 70 % of the training data."}
     )
+    split_seed: int = field(default=SPLIT_SEED, metadata={"help": "Which 70 % those are."})
+    more_tests: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Further data to be evaluated on, each task=data, the task {' or '.join(CODE_TASKS)}, with a "
+            "table of its own; what is in it is not trained on."
+        },
+    )
     timeout: float = field(default=10.0, metadata={"help": "Seconds a program may run."})
 
 
 def main() -> None:
     """Train and evaluate every system that the arguments name."""
     arguments, training = TrlParser((MBPPArguments, RMTrainingArguments)).parse_args_and_config()
-    task = CodeTask(arguments.task, arguments.train_data, arguments.test_data, arguments.timeout)
-    report(PostTraining(arguments, training, task))
+    timeout, seed = arguments.timeout, arguments.split_seed
+    task = CodeTask(arguments.task, arguments.train_data, arguments.test_data, timeout, split_seed=seed)
+    more_tests = more_code_tests(arguments.more_tests, timeout=timeout)
+    report(PostTraining(arguments, training, task, more_tests=more_tests))
 
 
 if __name__ == "__main__":

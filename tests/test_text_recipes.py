@@ -78,11 +78,18 @@ def test_math_on_gsm8k(tmp_path, base):
     rows = [{"question": f"{i} + {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(40)]
     data = write(tmp_path / "train.jsonl", rows)
     config = tmp_path / "small.yaml"
-    config.write_text("systems: [base, sft, rm]\nprobe: masked\n")
+    extra = write(tmp_path / "extra.jsonl", [{"problem": "5?", "solution": r"It is \boxed{5}."}])
+    chinese = write(
+        tmp_path / "cmath.jsonl", [{"question": f"3加{i}?", "golden": 3 + i, "grade": 1} for i in range(5)]
+    )
+    config.write_text(
+        f"systems: [base, sft, rm]\nprobe: masked\nmore_train: [math={extra}]\nmore_tests: [cmath={chinese}]\n"
+    )
     shown = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
-    assert "gsm8k, seed 0" in shown and "Re-mask recall" in shown
+    assert "gsm8k, seed 0" in shown and "cmath, seed 0" in shown and "Re-mask recall" in shown
     records = json.loads((tmp_path / "out" / "records.json").read_text())
     assert [(row["system"], row["samples"]) for row in records["systems"]] == [("base", 4), ("sft", 4), ("rm", 4)]
+    assert [row["samples"] for row in records["more_tests"]["cmath"]["systems"]] == [4, 4, 4]
     again = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
     assert "train_runtime" in shown and "train_runtime" not in again
 
@@ -98,10 +105,22 @@ def test_mbpp(tmp_path, base):
         }
         for i in range(1, 11)
     ]
-    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", train_data=write(tmp_path / "mbpp.jsonl", rows))
-    assert "mbpp, seed 0" in shown
-    [record] = json.loads((tmp_path / "out" / "records.json").read_text())["systems"]
-    assert record["samples"] == 4
+    human = {
+        "task_id": "HumanEval/0",
+        "prompt": "def double(x):\n",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "entry_point": "double",
+    }
+    data = {
+        "train_data": write(tmp_path / "mbpp.jsonl", rows),
+        "more_tests": f"humaneval={write(tmp_path / 'humaneval.jsonl', [human])}",
+    }
+    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", split_seed=3, **data)
+    assert "mbpp, seed 0" in shown and "humaneval, seed 0" in shown
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    [record], [other] = records["systems"], records["more_tests"]["humaneval"]["systems"]
+    assert (record["samples"], other["samples"]) == (4, 1)
 
 
 def test_arc(tmp_path, base):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 Problem = TypeVar("Problem", bound=Hashable)
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.\-\[\]%+]+))?")
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]*))?(?::(?P<split>[\w.\-\[\]%+]+))?")
 
 
 def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
@@ -17,7 +17,8 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
     Args:
         path: File or folder; or, where there is none of that name, ``owner/name:config:split`` of a data set on the
-            Hub (``openai/gsm8k:main:train``; ``owner/name::test`` without a config, ``train`` without a split).
+            Hub (``openai/gsm8k:main:train``; ``owner/name::test`` without a config, ``train`` without a split;
+            ``owner/name:one+two:test`` of two configs).
 
     Returns:
         (where the record is, for messages; the record).
@@ -33,8 +34,8 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         ...     [record for _, record in read_records(file.name)]
         [{'question': '1 + 1?'}]
     """
-    hub = HUB_NAME.fullmatch(str(path))
-    if hub is not None and not Path(path).exists() and Path(path).suffix not in (".json", ".jsonl"):
+    hub = hub_name(path)
+    if hub is not None:
         return _of_hub(str(path), hub["name"], hub["config"] or None, hub["split"] or "train")
     path = Path(path)
     files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
@@ -44,14 +45,47 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     return records
 
 
-def _of_hub(source: str, name: str, config: str | None, split: str) -> list[tuple[str, dict[str, Any]]]:
+def hub_name(path: str | Path) -> re.Match[str] | None:
+    """What stands for a data set on the Hub, in its parts; None for what is a file here, or is called like one."""
+    here = Path(path).exists() or Path(path).suffix in (".json", ".jsonl")
+    return None if here else HUB_NAME.fullmatch(str(path))
+
+
+def _of_hub(source: str, name: str, configs: str | None, split: str) -> list[tuple[str, dict[str, Any]]]:
     from datasets import load_dataset
 
+    rows: list[Any] = []
     try:
-        rows = load_dataset(name, config, split=split)
+        for config in (None,) if configs is None else configs.split("+"):
+            rows += load_dataset(name, config, split=split)
     except (OSError, ValueError) as error:
         raise OSError(f"{source} is no file here, and as a data set of the Hub it cannot be read: {error}") from error
     return [(f"{source}, record {number}", dict(row)) for number, row in enumerate(rows, 1)]
+
+
+def named_sources(given: Sequence[str], argument: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Data named by what they are, ``task=data``.
+
+    Args:
+        given: Such words.
+        argument: Whose they are, for the message.
+        names: The tasks that there are.
+
+    Returns:
+        Pairs of task and data.
+
+    Raises:
+        ValueError: For a word without a known task, or without data.
+
+    Example:
+        >>> named_sources(["cmath=data/cmath.jsonl"], "more_tests", ["gsm8k", "cmath"])
+        [('cmath', 'data/cmath.jsonl')]
+    """
+    pairs = [tuple(map(str.strip, word.partition("=")[::2])) for word in given]
+    for word, (name, source) in zip(given, pairs, strict=True):
+        if name not in names or not source:
+            raise ValueError(f"`{argument}` has {word!r}: pass task=data, the task one of {', '.join(names)}.")
+    return [(name, source) for name, source in pairs]
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -35,9 +35,9 @@ from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
 from ..training.arguments import MaskedTrainingArguments
 from ..training.stages import CLOCK_FILE, Clock, claim_folder, read_clock, settings_that_matter, write_json
-from .text import TextSample, encode_samples
+from .text import TextSample, encode_samples, joined_samples
 
-FINISHED = "finished.json"
+FINISHED, MAIN = "finished.json", "main"
 
 
 class TextTask(Protocol):
@@ -196,6 +196,9 @@ class PostTraining:
         arguments ([`PostTrainingArguments`]): which systems, and how they are decoded.
         training ([`RMTrainingArguments`]): of every training; `output_dir` holds everything.
         task ([`TextTask`]): samples and grader.
+        more_train (sequence of [`TextTask`]): further samples to train on, behind those of the task.
+        more_tests (sequence of [`TextTask`]): further samples to be evaluated on, each with its own grader. What any
+            test holds out is not trained on.
 
     Raises:
         ValueError: for settings that cannot work, and a folder that holds another run.
@@ -206,10 +209,21 @@ class PostTraining:
         [0.12, 0.51, 0.58]
     """
 
-    def __init__(self, arguments: PostTrainingArguments, training: RMTrainingArguments, task: TextTask) -> None:
-        self.arguments, self.training, self.task = arguments, training, task
+    def __init__(
+        self,
+        arguments: PostTrainingArguments,
+        training: RMTrainingArguments,
+        task: TextTask,
+        more_train: Sequence[TextTask] = (),
+        more_tests: Sequence[TextTask] = (),
+    ) -> None:
+        self.arguments, self.training, self.task, self.more_train = arguments, training, task, more_train
+        names = [test.name for test in more_tests]
+        self.more_tests = dict(zip(names, more_tests, strict=True))
+        if len(self.more_tests) < len(names) or MAIN in names:
+            raise ValueError(f"`more_tests` is of {names}: pass tests of different names, none of them {MAIN!r}.")
         self.root = Path(training.output_dir)
-        self._told = 0
+        self._told: set[str] = set()
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.base, **self._fetching)
 
     def systems(self) -> list[Trained]:
@@ -218,27 +232,43 @@ class PostTraining:
 
     # Data
 
+    @property
+    def tests(self) -> dict[str, TextTask]:
+        """What systems are evaluated on, by name; the task itself is the first."""
+        return {MAIN: self.task, **self.more_tests}
+
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The training samples as rows; what is too long is counted and named, never cut."""
-        samples = self.task.train()
-        self._tell()
+        samples = self._training_samples()
         return self.encode(samples[: self.arguments.train_samples], "training samples")
 
-    @cached_property
-    def held_out(self) -> list[TextSample]:
-        """The samples that systems are evaluated on."""
-        samples = self.task.test()
+    def _training_samples(self) -> list[TextSample]:
+        """Those of all tasks once each, without what a test holds out."""
+        samples = self.task.train()
+        if self.more_train or self.more_tests:
+            held_out = {sample.key for test in self.tests.values() for sample in test.test()}
+            every = [*samples, *(sample for task in self.more_train for sample in task.train())]
+            samples, remark = joined_samples(every, held_out)
+            self._tell(remark)
+        self._tell()
+        return samples
+
+    def held_out(self, test: str = MAIN) -> list[TextSample]:
+        """The samples of a test that systems are evaluated on."""
+        samples = self.tests[test].test()
         self._tell()
         return samples[: self.arguments.eval_samples]
 
-    def _tell(self) -> None:
-        """Print what the task left out of its data, once; a task of one's own need not have `remarks`."""
-        remarks: list[str] = getattr(self.task, "remarks", [])
+    def _tell(self, *more: str) -> None:
+        """Print what tasks left out of their data, once; a task of one's own need not have `remarks`."""
+        tasks = [*self.tests.values(), *self.more_train]
+        remarks = [*(remark for task in tasks for remark in getattr(task, "remarks", [])), *more]
         if PartialState().is_main_process:
-            for remark in remarks[self._told :]:
-                print(remark)
-        self._told = len(remarks)
+            for remark in remarks:
+                if remark not in self._told:
+                    print(remark)
+        self._told |= set(remarks)
 
     def encode(self, samples: Sequence[TextSample], what: str) -> list[dict[str, Any]]:
         """Samples as rows of the run's form; those that are too long are counted and named as `what`."""
@@ -423,12 +453,17 @@ class PostTraining:
 
     # Evaluation
 
-    def evaluation_folder(self, trained: Trained, name: str = "main") -> Path:
+    def evaluation_folder(self, trained: Trained, name: str = MAIN) -> Path:
         """Where an evaluation's records lie, and what it took."""
         return self.root / f"seed{trained.seed}" / "evaluation" / f"{trained.name}-{name}"
 
     def evaluate(
-        self, trained: Trained, decoding: dict[str, Any] | None = None, name: str = "main", revision: bool = True
+        self,
+        trained: Trained,
+        decoding: dict[str, Any] | None = None,
+        name: str | None = None,
+        revision: bool = True,
+        test: str = MAIN,
     ) -> TextEvaluation:
         """
         Decode and grade the held-out samples, each process its share.
@@ -436,15 +471,16 @@ class PostTraining:
         Args:
             trained ([`Trained`]): the system.
             decoding (`dict`, *optional*): settings; by default those of the arguments for this kind of system.
-            name (`str`): of the records' folder.
+            name (`str`, *optional*): of the records' folder; by default the test's.
             revision (`bool`): record what revision did.
+            test (`str`): of `tests`.
         """
         args, state = self.arguments, PartialState()
         if decoding is None:
             decoding = args.decoding(SYSTEMS[trained.name].trainer)
-        samples = self.held_out
+        samples = self.held_out(test)
         share = samples[state.process_index :: state.num_processes]
-        folder = self.evaluation_folder(trained, name)
+        folder = self.evaluation_folder(trained, name or test)
         place = folder / f"part-{state.process_index}-of-{state.num_processes}"
         found: Sequence[Any] = ()
         settings: dict[str, Any] = {}
@@ -456,7 +492,7 @@ class PostTraining:
                 model,
                 self.tokenizer,
                 share,
-                self.task.grade,
+                self.tests[test].grade,
                 decoding,
                 completion_length=args.completion_length,
                 batch_size=args.eval_batch_size,

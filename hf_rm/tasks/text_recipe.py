@@ -26,7 +26,7 @@ from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_rules_rm import REVEAL_RULES
 from ..training.stages import CLOCK_FILE, read_clock, write_json
 from ..visualize import Replay, write_html
-from .post_training import SYSTEMS, PostTraining, Trained
+from .post_training import MAIN, SYSTEMS, PostTraining, Trained
 from .text import TextSample, decoded, prompt_ids
 
 WRONG_SHARE = 0.15
@@ -51,9 +51,14 @@ def report(run: PostTraining) -> None:
     """
     _check_libraries(run)
     trained = run.systems()
-    evaluations = {(one.name, one.seed): run.evaluate(one) for one in trained}
     pages = _Pages(run.root / "records.json")
-    _results(run, trained, evaluations, pages)
+    for name, value in _results(run, trained, MAIN, pages).items():
+        pages.keep(name, value)
+    more: dict[str, Any] = {}
+    for test in run.tests:
+        if test != MAIN:
+            more[test] = _results(run, trained, test, pages)
+            pages.keep("more_tests", more)
     curves = _curves(run, trained)
     if curves:
         pages.keep("curves", {name: [one.summary() for one in curve] for name, curve in curves.items()})
@@ -91,26 +96,27 @@ def _check_libraries(run: PostTraining) -> None:
         )
 
 
-def _results(
-    run: PostTraining, trained: Sequence[Trained], evaluations: dict[tuple[str, int], TextEvaluation], pages: _Pages
-) -> None:
-    """A table a seed, and over all seeds their means."""
-    pages.keep("systems", [_record(run, one, evaluations[one.name, one.seed]) for one in trained])
-    seeds = run.arguments.seeds
+def _results(run: PostTraining, trained: Sequence[Trained], test: str, pages: _Pages) -> dict[str, Any]:
+    """Evaluate on a test, with a table a seed, and over all seeds their means."""
+    evaluations = {(one.name, one.seed): run.evaluate(one, test=test) for one in trained}
+    records: dict[str, Any] = {
+        "systems": [_record(run, one, evaluations[one.name, one.seed], test) for one in trained]
+    }
+    seeds, task = run.arguments.seeds, run.tests[test].name
     for seed in seeds:
         rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
         minutes = {_MINUTES: [_shown_minutes(run.cpu_minutes(one.name, seed)) for one in trained if one.seed == seed]}
-        title = f"{run.task.name}, seed {seed}"
-        pages.say(text_results_table(rows, evaluations.get(("sft", seed)), title, more=minutes))
+        pages.say(text_results_table(rows, evaluations.get(("sft", seed)), f"{task}, seed {seed}", more=minutes))
     if len(seeds) > 1:
-        found = means(evaluations)
+        found = records["means"] = means(evaluations)
         for name, row in found.items():
             spent = [run.cpu_minutes(name, seed) for seed in seeds]
             row["cpu_minutes"] = None if None in spent else float(np.mean([m for m in spent if m is not None]))
-        pages.keep("means", found)
-        pages.say(means_table(found, len(seeds)))
+        title = f"{task}, means of {len(seeds)} seeds"
+        pages.say(means_table(found, title))
         if any(row["by_group"] for row in found.values()):
-            pages.say(group_means_table(found, len(seeds)))
+            pages.say(group_means_table(found, f"{title} by group"))
+    return records
 
 
 def _revision_seen(run: PostTraining, revising: Sequence[Trained], pages: _Pages) -> None:
@@ -125,14 +131,14 @@ def _revision_seen(run: PostTraining, revising: Sequence[Trained], pages: _Pages
             pages.say(f"trajectories of {one.label}: {write_replays(run, one)}")
 
 
-def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation) -> dict[str, Any]:
+def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation, test: str) -> dict[str, Any]:
     return {
         "system": one.name,
         "training_seed": one.seed,
         "decoding": evaluation.decoding,
         **evaluation.summary(),
         "training_seconds": run.training_seconds(one.name, one.seed),
-        "evaluation_seconds": read_clock(run.evaluation_folder(one) / CLOCK_FILE),
+        "evaluation_seconds": read_clock(run.evaluation_folder(one, test) / CLOCK_FILE),
     }
 
 
@@ -191,10 +197,10 @@ def _over_seeds(verdicts: np.ndarray, reference: np.ndarray | None, which: Any =
     return {"accuracy": list(mean_interval(chosen.mean(0))), "spread": spread, "less_baseline": less}
 
 
-def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
+def means_table(found: dict[str, dict[str, Any]], title: str = "Means", baseline: str = "sft") -> Table:
     """[`means`] as a table; with `cpu_minutes` in the rows these too."""
     caption = f"95 % intervals over the problems in brackets; {_MINUTES} with all that a system stands on"
-    table = Table(title=f"Means of {seeds} seeds", caption=caption)
+    table = Table(title=title, caption=caption)
     revision = {"to right %": "to_right", "to wrong %": "to_wrong", "precision %": "precision"}
     for heading in (
         "system",
@@ -213,10 +219,10 @@ def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "s
     return table
 
 
-def group_means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
+def group_means_table(found: dict[str, dict[str, Any]], title: str = "Means", baseline: str = "sft") -> Table:
     """Accuracy by group from [`means`] as a table; below it the difference to the baseline."""
     caption = f"accuracy in %, below it less {baseline} in points; 95 % intervals over the problems in brackets"
-    table = Table(title=f"Means of {seeds} seeds by group", caption=caption)
+    table = Table(title=title, caption=caption)
     for heading in ("system", *next(iter(found.values()))["by_group"]):
         table.add_column(heading or "(none)")
     for name, row in found.items():
@@ -342,7 +348,7 @@ def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -
 def write_replays(run: PostTraining, trained: Trained) -> Path:
     """An HTML page with trajectories of problems drawn at random by the evaluation's seed."""
     args = run.arguments
-    samples = run.held_out
+    samples = run.held_out()
     chosen = np.random.default_rng(args.eval_seed).permutation(len(samples))[: args.replay_samples]
     model = trained.load()
     config = decoding_config(model, args.decoding("rm"), args.completion_length)

@@ -465,11 +465,58 @@ def test_a_trained_system_is_loaded_as_its_base_was(tmp_path, base, rank):
 def test_what_a_task_leaves_out_is_told_once(tmp_path, base, capsys):
     run = prepared(tmp_path, base)
     run.task.remarks = ["two records left out"]
-    assert len(run.rows) == 12 and len(run.held_out) == 6
+    assert len(run.rows) == 12 and len(run.held_out()) == 6
     run.task.remarks.append("one more")
-    run.__dict__.pop("held_out")
-    assert len(run.held_out) == 6
+    assert len(run.held_out()) == 6
     assert capsys.readouterr().out == "two records left out\none more\n"
+
+
+class OtherProblems(WordProblems):
+    """Further problems, of another name and another grader."""
+
+    def __init__(self, name: str, train: list[TextSample], test: list[TextSample]) -> None:
+        super().__init__()
+        self.name, self.samples = name, (train, test)
+
+    def train(self) -> list[TextSample]:
+        return self.samples[0]
+
+    def test(self) -> list[TextSample]:
+        return self.samples[1]
+
+    def grade(self, sample, text) -> bool:
+        return True
+
+
+def test_further_tests_have_records_and_tables_of_their_own_and_are_not_trained_on(tmp_path, base, capsys):
+    first = prepared(tmp_path, base)
+    own, others = first.task.train(), WordProblems(3, 1, seed=5).train()
+    easy = OtherProblems("easy", [], own[:2])
+    more = OtherProblems("more", [*others, own[5], first.task.test()[0]], [])
+    settings = {**vars(first.arguments), "systems": ["base", "sft"], "sft_steps": 0, "recall_samples": 0}
+    settings |= {"seeds": [0, 1], "curve_forwards": [2]}
+    run = PostTraining(PostTrainingArguments(**settings), first.training, first.task, [more], [easy])
+    assert [row["idx"] for row in run.rows] == [sample.key for sample in [*own[2:], *others]]
+    assert "of 17 training samples 13 stay: 1 are there twice, 3 held out by a test" in capsys.readouterr().out
+    report(run)
+    shown = capsys.readouterr().out
+    assert "word-problems, seed 0" in shown and "easy, seed 0" in shown and "easy, means of 2 seeds" in shown
+    records = json.loads((tmp_path / "records.json").read_text())
+    found = records["more_tests"]["easy"]["systems"]
+    assert [(row["system"], row["samples"], row["accuracy"]) for row in found[:2]] == [("base", 2, 1), ("sft", 2, 1)]
+    assert records["more_tests"]["easy"]["means"]["sft"]["accuracy"][0] == 1
+    assert records["systems"][0]["samples"] == 6 and records["systems"][0]["accuracy"] < 1
+    assert found[1]["evaluation_seconds"]["wall_seconds"] > 0
+    assert (tmp_path / "seed0" / "evaluation" / "sft-easy" / "part-0-of-1" / "samples.jsonl").exists()
+    assert list(records["curves"]) == ["sft"]
+
+
+@pytest.mark.parametrize("names", [["easy", "easy"], ["main"]])
+def test_tests_that_would_share_a_folder_are_refused(tmp_path, base, names):
+    run = prepared(tmp_path, base)
+    tests = [OtherProblems(name, [], []) for name in names]
+    with pytest.raises(ValueError, match="`more_tests` is of .*: pass tests of different names"):
+        PostTraining(run.arguments, run.training, run.task, more_tests=tests)
 
 
 def test_the_default_config_stands_in_front_of_the_command_line():
@@ -514,6 +561,6 @@ def test_means_by_group_and_of_revision():
     assert (found["rm"]["precision"][0], found["rm"]["precision"][3]) == (0.5, 4)
     assert (found["rm"]["to_right"][0], found["sft"]["to_right"][0], found["rm"]["to_wrong"][0]) == (1, 0, 0)
     shown = Console(width=200, record=True, file=StringIO())
-    shown.print(means_table(found, 2), group_means_table(found, 2))
+    shown.print(means_table(found), group_means_table(found))
     text = shown.export_text()
     assert "75.0 [26.0, 124.0]" in text and "+75.0 [+26.0, +124.0]" in text and "50.0 [15.0, 85.0]" in text

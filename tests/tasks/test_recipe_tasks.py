@@ -9,9 +9,16 @@ import pytest
 
 from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks._records import read_records
-from hf_rm.tasks.code.tasks import CodeTask
+from hf_rm.tasks.code.problems import SPLIT_SEED
+from hf_rm.tasks.code.tasks import CodeTask, more_code_tests
 from hf_rm.tasks.math import equivalence
-from hf_rm.tasks.math.tasks import MathTask, WordProblems, build_math_task
+from hf_rm.tasks.math.tasks import (
+    MathTask,
+    WordProblems,
+    build_math_task,
+    more_math_tests,
+    more_math_training,
+)
 from hf_rm.tasks.text import TextSample, decoded, encode_samples
 
 
@@ -146,6 +153,41 @@ def test_problems_without_a_solution_are_counted(tmp_path):
     task = MathTask("math", write(tmp_path / "train.jsonl", rows), test)
     assert len(task.train()) == 20
     assert task.remarks == [f"{tmp_path / 'train.jsonl'}: 20 problems are without a solution, and left out"]
+
+
+def test_minerva_is_maths_test_set_by_subject(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list([{**row, "problem": f"{config}: {row['problem']}"} for row in MATH])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    [task] = more_math_tests(["minerva=EleutherAI/hendrycks_math"])
+    assert len(task.test()) == 14 and task.test()[0].group == "Algebra"
+    assert [split for _, _, split in asked] == ["test"] * 7 and asked[1][1] == "counting_and_probability"
+    assert len(MathTask("minerva", test_data="EleutherAI/hendrycks_math:algebra:test").test()) == 2
+    assert asked[-1] == ("EleutherAI/hendrycks_math", "algebra", "test")
+
+
+@pytest.mark.parametrize("word", ["cmath", "cmath=", "=a.jsonl", "gsm9k=a.jsonl"])
+def test_data_without_a_name_or_a_place_is_refused(word):
+    with pytest.raises(ValueError, match=f"`more_tests` has '{word}': pass task=data, the task one of gsm8k, math"):
+        more_math_tests([word])
+    with pytest.raises(ValueError, match="`more_tests` has .*mbpp, humaneval"):
+        more_code_tests([word])
+
+
+def test_more_training_data_hold_nothing_out(tmp_path):
+    path = write(tmp_path / "gsm8k.jsonl", gsm8k(60))
+    [task] = more_math_training([f"gsm8k={path}"], "Q: {question}\nA: ")
+    assert len(task.train()) == 60 and task.test() == [] and task.train()[0].prompt.startswith("Q: ")
+
+
+def test_the_split_of_mbpp_is_by_a_seed(tmp_path):
+    path = write(tmp_path / "mbpp.jsonl", MBPP)
+    keys = {seed: [s.key for s in CodeTask("mbpp", path, split_seed=seed).train()] for seed in (SPLIT_SEED, 1)}
+    assert keys[SPLIT_SEED] == [s.key for s in CodeTask("mbpp", path).train()] != keys[1]
 
 
 def test_a_missing_column_is_an_error_and_so_is_nothing_that_is_left(tmp_path):

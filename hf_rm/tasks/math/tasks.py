@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
-from .._records import read_told
+from .._records import hub_name, named_sources, read_told
 from ..text import TextSample
 from .answers import extract_boxed, extract_marked
 from .equivalence import answers_equal
@@ -34,8 +34,13 @@ _FORMS = {
     "gsm8k": _Form(read_gsm8k, extract_marked, "numeric"),
     "math": _Form(read_math, extract_boxed, "math-verify"),
     "cmath": _Form(read_cmath, extract_marked, "numeric"),
+    "minerva": _Form(read_math, extract_boxed, "math-verify"),
 }
-MATH_TASKS = ("word-problems", *_FORMS)
+MATH_DATA = tuple(_FORMS)
+"""What data can be of: Minerva's is MATH's test set, by subject."""
+MATH_TASKS = ("word-problems", "gsm8k", "math", "cmath")
+MINERVA = "algebra+counting_and_probability+geometry+intermediate_algebra+number_theory+prealgebra+precalculus"
+"""The configs that a data set of the Hub has for Minerva's subjects (``EleutherAI/hendrycks_math``)."""
 
 
 def grade_answer(sample: TextSample, text: str, form: str) -> bool:
@@ -79,9 +84,11 @@ class MathTask:
     solution) is told in `remarks`.
 
     Args:
-        name: ``"gsm8k"``, ``"math"`` or ``"cmath"``.
+        name: ``"gsm8k"``, ``"math"``, ``"cmath"``, or ``"minerva"``: of a data set of the Hub that is named without a
+            config, the test split of all subjects.
         train_data: Training data: a file, a folder, or ``owner/name:config:split``. CMATH has none.
         test_data: Held-out data. Without it every tenth training problem, by the hash of its question.
+        hold_out: False for data that is all to be trained on, and tested elsewhere.
         template: Of the prompt, with ``{question}``.
 
     Raises:
@@ -97,7 +104,12 @@ class MathTask:
     """
 
     def __init__(
-        self, name: str, train_data: str | None = None, test_data: str | None = None, template: str = TEMPLATE
+        self,
+        name: str,
+        train_data: str | None = None,
+        test_data: str | None = None,
+        template: str = TEMPLATE,
+        hold_out: bool = True,
     ) -> None:
         if name not in _FORMS:
             raise ValueError(f"`task` is {name!r}: pass one of {', '.join(map(repr, _FORMS))}.")
@@ -107,7 +119,7 @@ class MathTask:
             raise ValueError(f"task {name!r} has no data: pass `train_data`, `test_data` or both.")
         self.name, self.form = name, _FORMS[name]
         answers_equal("1", "1", self.form.method)  # where math-verify is missing it raises now, not after a training
-        self.train_data, self.test_data, self.template = train_data, test_data, template
+        self.train_data, self.test_data, self.template, self.hold_out = train_data, test_data, template, hold_out
         self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
@@ -150,12 +162,17 @@ class MathTask:
     def _test_problems(self) -> list[MathProblem]:
         if self.test_data is not None:
             return self._read(self.test_data)
+        if not self.hold_out:
+            return []
         problems = [problem for problem in self._train_problems if _digest(problem.question) % HELD_OUT == 0]
         if not problems:
             raise ValueError(f"{self.train_data} is too small to hold problems out: pass `test_data`.")
         return problems
 
     def _read(self, source: str) -> list[MathProblem]:
+        named = hub_name(source)
+        if self.name == "minerva" and named is not None and named["config"] is None:
+            source = f"{source}:{MINERVA}:test"
         problems = read_told(source, self.form.read, self.remarks)
         once = list({problem.question: problem for problem in problems}.values())
         if len(once) < len(problems):
@@ -193,3 +210,14 @@ def build_math_task(
             ": name the task that the data is of."
         )
     return WordProblems(train_count, test_count)
+
+
+def more_math_training(given: Sequence[str], template: str = TEMPLATE) -> list[MathTask]:
+    """Further data to train on, each ``task=data``, all of it: none is held out."""
+    pairs = named_sources(given, "more_train", MATH_DATA)
+    return [MathTask(name, source, None, template, hold_out=False) for name, source in pairs]
+
+
+def more_math_tests(given: Sequence[str], template: str = TEMPLATE) -> list[MathTask]:
+    """Further data to be tested on, each ``task=data``."""
+    return [MathTask(name, None, source, template) for name, source in named_sources(given, "more_tests", MATH_DATA)]
