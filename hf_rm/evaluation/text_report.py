@@ -5,14 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from ..tasks.text import TextSample
 from .statistics import shown_interval
-from .text import Settings, evaluate_text
-from .text_records import Grade, TextEvaluation
+from .text_records import TextEvaluation
 
 _REVISION = ["re-masks", "to right %", "to wrong %", "precision %"]
 
@@ -87,60 +84,12 @@ def _group_cells(evaluation: TextEvaluation, groups: Sequence[str]) -> list[str]
     return [shown_interval(rates[group]) if group in rates else "-" for group in groups]
 
 
-def evaluate_budgets(
-    model: Any,
-    tokenizer: Any,
-    samples: Sequence[TextSample],
-    grade: Grade,
-    decodings: Mapping[str, Settings],
-    *,
-    folder: str | Path | None = None,
-    **settings: Any,
-) -> list[TextEvaluation]:
-    """
-    Evaluate the same samples under several decodings: a curve of accuracy against forward passes.
-
-    Every budget is a run of its own: a canvas cut off in the middle of one holds masks, and a shorter schedule is not
-    the beginning of a longer one.
-
-    Args:
-        model: As for [`evaluate_text`], like `tokenizer`, `samples` and `grade`.
-        tokenizer: See there.
-        samples: See there.
-        grade: See there.
-        decodings: Settings by name, such as ``{"16": {"steps": 16, "reveal": "confidence"}, "32": ...}``.
-        folder: Each decoding keeps its records in a folder of its name below it.
-        settings: Further arguments of [`evaluate_text`].
-
-    Returns:
-        One evaluation a decoding, named after it.
-
-    Raises:
-        ValueError: For a name that is no folder's name, and as [`evaluate_text`].
-
-    Example:
-        >>> evaluate_budgets(model, tokenizer, samples, grade, {"16": {"steps": 16, "reveal": "confidence"}},
-        ...                  completion_length=64)[0].name  # doctest: +SKIP
-        '16'
-    """
-    for name in decodings:
-        if folder is not None and (not name or Path(name).name != name):
-            raise ValueError(f"`decodings` has the name {name!r}, which is no folder's name: pass a plain word.")
-    return [
-        evaluate_text(
-            model, tokenizer, samples, grade, decoding,
-            name=name, folder=None if folder is None else Path(folder) / name, **settings,
-        )
-        for name, decoding in decodings.items()
-    ]  # fmt: skip
-
-
 def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Path) -> Path:
     """
     Accuracy against mean forward passes a sample, a line a system, with 95 % intervals, as a picture.
 
     Args:
-        curves: Evaluations of several budgets by system, as [`evaluate_budgets`] gives them.
+        curves: By system its evaluations, each decoded under a budget of its own.
         path: Of the picture; its ending says which kind.
 
     Returns:

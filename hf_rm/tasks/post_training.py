@@ -380,12 +380,15 @@ class PostTraining:
         kind = RMTrainingArguments if system.trainer == "rm" else MaskedTrainingArguments
         values = {item.name: getattr(self.training, item.name) for item in fields(kind) if item.init}
         # The model is loaded already.
-        values |= {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **system.fixed}
+        own: dict[str, Any] = {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **system.fixed}
         if system.trainer == "sft":
-            values["min_mask_rate"] = self.arguments.min_mask_rate
+            own["min_mask_rate"] = self.arguments.min_mask_rate
         if name == _START:
-            values |= {"seed": seed + _START_SEED, "max_steps": self.arguments.sft_steps}
-        return values
+            own |= {"seed": seed + _START_SEED, "max_steps": self.arguments.sft_steps, "push_to_hub": False}
+        else:
+            several = f"-seed{seed}" if len(self.arguments.seeds) > 1 else ""
+            own |= {"hub_model_id": f"{self.training.hub_model_id or self.root.name}-{name}{several}"}
+        return {**values, **own}
 
     def _wrap(self, name: str, **history: Any) -> RMForMaskedDiffusion:
         set_seed(0)  # nothing is drawn in wrapping; rows that a backbone lacks would be

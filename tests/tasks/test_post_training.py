@@ -32,6 +32,7 @@ from hf_rm.tasks.text_recipe import (
     report,
     with_default_config,
 )
+from hf_rm.training.base import MaskedTrainer
 from hf_rm.training.stages import NEUTRAL_ARGUMENTS, claim_folder
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested"]
@@ -420,6 +421,26 @@ def test_adapters_start_from_the_base(tmp_path, base):
 def test_bad_arguments_are_named(tmp_path, base, settings, message):
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, base, **settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "seeds", "names"),
+    [
+        ("me/words", [0], ["me/words-sft", "me/words-rm"]),
+        ("me/words", [0, 1], ["me/words-sft-seed0", "me/words-rm-seed0", "me/words-sft-seed1", "me/words-rm-seed1"]),
+        (None, [0], ["out-sft", "out-rm"]),
+    ],
+)
+def test_every_system_is_published_under_its_own_name_and_the_start_is_not(
+    tmp_path, base, monkeypatch, given, seeds, names
+):
+    made, pushed = [], []
+    monkeypatch.setattr(MaskedTrainer, "init_hf_repo", lambda self: made.append(self.args.hub_model_id))
+    monkeypatch.setattr(MaskedTrainer, "push_to_hub", lambda self: pushed.append(self.args.hub_model_id))
+    hub = {"push_to_hub": True, "hub_model_id": given, "hub_strategy": "end", "max_steps": 1, "save_strategy": "no"}
+    run = prepared(tmp_path / "out", base, training=hub, seeds=seeds, sft_steps=1)
+    run.systems()
+    assert made == pushed == names
 
 
 def test_samples_that_do_not_fit_are_counted_and_named(tmp_path, base, capsys):
