@@ -4,7 +4,7 @@ Math: from a base to vanilla SFT and to Reflective Masking on one budget, and wh
     accelerate launch recipes/math.py                                               # embedded default, on a CPU
     accelerate launch recipes/math.py --config recipes/configs/math-compare.yaml    # the whole comparison, three seeds
     accelerate launch --config_file recipes/accelerate/ddp_2gpu.yaml recipes/math.py \
-        --config recipes/configs/math-llada-8b.yaml                                 # the paper's setting
+        --config recipes/configs/math-llada-8b-paper.yaml                           # the paper's setting
     accelerate launch recipes/math.py --config recipes/configs/math-llada-8b-24gb.yaml
 
 A stage that is done is not done again, one that was stopped goes on.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from tiny_text import character_tokenizer
 
 from hf_rm import RMTrainingArguments
@@ -94,6 +96,53 @@ def test_math_on_gsm8k(tmp_path, base):
     assert "train_runtime" in shown and "train_runtime" not in again
 
 
+@pytest.mark.slow
+def test_the_embedded_default(tmp_path):
+    """The shipped configuration on the shipped base, with two steps and eight problems."""
+    small = {"sft_steps": 2, "max_steps": 2, "made_train": 8, "made_test": 8, "per_device_train_batch_size": 4}
+    small |= {"recall_samples": 8, "replay_samples": 1, "output_dir": tmp_path / "out"}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "recipes" / "math.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "word-problems, seed 0" in done.stdout and "Re-mask recall" in done.stdout
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    systems = yaml.safe_load((ROOT / "recipes" / "configs" / "math-tiny.yaml").read_text())["systems"]
+    assert [(row["system"], row["samples"]) for row in records["systems"]] == [(name, 8) for name in systems]
+    assert all(0 < row["forwards"] <= 32 for row in records["systems"])
+
+
+def numbers(folder: Path) -> dict:
+    """What a run came to, without what it took."""
+    records = json.loads((folder / "records.json").read_text())
+    [system] = records["systems"]
+    return {name: value for name, value in system.items() if not name.endswith("_seconds")}
+
+
+def samples(folder: Path) -> list[dict]:
+    [log] = (folder / "seed0" / "evaluation").rglob("samples.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()[1:]]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_every_stage_ends_where_it_would_have(tmp_path):
+    script = ROOT / "tests" / "tasks" / "script_killed.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "whole 0, probe -9, harvest -9, training -9, evaluation -9, again 0"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert numbers(killed) == numbers(whole) and samples(killed) == samples(whole)
+    for stage in ("start", "rm-harvested"):
+        ours, theirs = (load_file(folder / "seed0" / stage / "model.safetensors") for folder in (killed, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+    for cache in ("top-k", "harvest"):
+        headers = [json.loads((folder / "seed0" / cache / "cache.json").read_text()) for folder in (killed, whole)]
+        assert headers[0] == headers[1] and len(headers[0]["shards"]) == 3
+
+
 @pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
 def test_mbpp(tmp_path, base):
     rows = [
@@ -116,7 +165,8 @@ def test_mbpp(tmp_path, base):
         "train_data": write(tmp_path / "mbpp.jsonl", rows),
         "more_tests": f"humaneval={write(tmp_path / 'humaneval.jsonl', [human])}",
     }
-    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", split_seed=3, **data)
+    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", split_seed=3, fresh_base=True, **data)
+    assert (tmp_path / "out" / "base" / "model.safetensors").exists()
     assert "mbpp, seed 0" in shown and "humaneval, seed 0" in shown
     records = json.loads((tmp_path / "out" / "records.json").read_text())
     [record], [other] = records["systems"], records["more_tests"]["humaneval"]["systems"]

@@ -209,7 +209,9 @@ def test_groups_and_prompts(tmp_path):
     assert math.test()[1].prompt == "Q: Half of 1?\nA: "
     cmath = MathTask("cmath", test_data=write(tmp_path / "cmath.jsonl", CMATH))
     assert [(sample.group, sample.answer) for sample in cmath.test()] == [("1", "8"), ("2", "7")]
-    assert cmath.grade(cmath.test()[0], "3 + 5 = 8\n#### 8.0") and not cmath.grade(cmath.test()[0], "8")
+    first = cmath.test()[0]
+    assert cmath.grade(first, "3 + 5 = 8\n#### 8.0") and cmath.grade(first, r"It is $\boxed{8}$.")
+    assert not cmath.grade(first, "8") and not cmath.grade(first, r"#### 7 \boxed{8}")
 
 
 @pytest.mark.parametrize(

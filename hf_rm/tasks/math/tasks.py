@@ -12,7 +12,7 @@ from typing import Literal
 
 from .._records import hub_name, named_sources, read_told
 from ..text import TextSample
-from .answers import extract_boxed, extract_marked
+from .answers import extract_answer, extract_boxed, extract_marked
 from .equivalence import answers_equal
 from .problems import MathProblem, read_cmath, read_gsm8k, read_math
 from .word_problems import generate_problems
@@ -33,7 +33,7 @@ class _Form:
 _FORMS = {
     "gsm8k": _Form(read_gsm8k, extract_marked, "numeric"),
     "math": _Form(read_math, extract_boxed, "math-verify"),
-    "cmath": _Form(read_cmath, extract_marked, "numeric"),
+    "cmath": _Form(read_cmath, extract_answer, "numeric"),  # no form of its own: that of the training data
     "minerva": _Form(read_math, extract_boxed, "math-verify"),
 }
 MATH_DATA = tuple(_FORMS)
@@ -133,7 +133,10 @@ class MathTask:
         return [self._sample(problem) for problem in self._test_problems]
 
     def grade(self, sample: TextSample, text: str) -> bool:
-        """The number behind ``####`` (GSM8K, CMATH), or what math-verify finds equal to the last box (MATH)."""
+        """
+        The number behind ``####`` (GSM8K), there or else in the last box (CMATH), or what math-verify finds equal to
+        the last box (MATH).
+        """
         return grade_answer(sample, text, self.name)
 
     @cached_property
