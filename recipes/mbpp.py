@@ -41,9 +41,12 @@ class MBPPArguments(PostTrainingArguments):
         default=None, metadata={"help": "MBPP: a file, a folder or owner/name:config:split."}
     )
     test_data: str | None = field(
-        default=None, metadata={"help": "Held-out problems; by default 70 % of the training data."}
+        default=None, metadata={"help": "Held-out problems; by default seven tenths of the training data."}
     )
-    split_seed: int = field(default=SPLIT_SEED, metadata={"help": "Which 70 % those are."})
+    split_seed: int = field(
+        default=SPLIT_SEED,
+        metadata={"help": "Which problems those are: the split is by a hash of this and their identifiers."},
+    )
     more_tests: list[str] = field(
         default_factory=list,
         metadata={

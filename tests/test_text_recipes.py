@@ -206,6 +206,16 @@ def arguments_of(recipe: str) -> tuple[type, ...]:
     return next(kind for kind in own if kind.__name__.endswith("Arguments")), RMTrainingArguments
 
 
+@pytest.mark.parametrize("recipe", ["math", "mbpp", "arc"])
+def test_the_help_can_be_read(recipe):
+    """A percent sign in a help text is a format to argparse."""
+    from trl import TrlParser
+
+    shown = " ".join(TrlParser(arguments_of(recipe)).format_help().split())
+    assert "rm-paper: RM under the paper's law, with law paper and pool_fraction 0.0 whatever is given" in shown
+    assert recipe != "mbpp" or "(default: 20261122)" in shown.split("--split_seed")[-1]
+
+
 @pytest.mark.parametrize(
     "config",
     [path for path in CONFIGS if path.stem.split("-")[0] in ("math", "gsm8k", "mbpp", "arc")],

@@ -90,7 +90,7 @@ class ShardFolder:
 
     def finish(self, count: int) -> None:
         """Note that all `count` shards are there, with their sizes and digests."""
-        shards = [{"bytes": self.path(n).stat().st_size, "digest": _digest(self.path(n))} for n in range(count)]
+        shards = [{"bytes": self.path(n).stat().st_size, "digest": file_digest(self.path(n))} for n in range(count)]
         self._write_header({**self.header(), "shards": shards})
 
     @property
@@ -122,7 +122,7 @@ class ShardFolder:
         size = path.stat().st_size
         if size != shard["bytes"]:
             raise OSError(f"{path} is truncated: it has {size} bytes of {shard['bytes']}. {again}")
-        if _digest(path) != shard["digest"]:
+        if file_digest(path) != shard["digest"]:
             raise OSError(f"{path} is damaged: its digest is not the one that {HEADER} has. {again}")
 
     def read(self, number: int) -> tuple[Arrays, list[int | str]]:
@@ -208,7 +208,8 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(staged, path)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Of a file's content."""
     digest = blake2b(digest_size=16)
     with path.open("rb") as handle:
         while block := handle.read(2**22):

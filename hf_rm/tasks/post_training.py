@@ -25,8 +25,9 @@ from accelerate.utils import gather_object
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..adapters_rm import _LOADING, HUB_ARGUMENTS
+from ..adapters_rm import _LOADING, HUB_ARGUMENTS, commit_of
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
+from ..corruption.shards import file_digest
 from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
 from ..evaluation.text_records import RECORDS_FILE, TextEvaluation
@@ -417,7 +418,7 @@ class PostTraining:
         args, system = self.arguments, _STAGES[name]
         # What fetches the base is no setting, and a token is not to be written down.
         loading = {key: value for key, value in self._loading.items() if key not in _FETCHING}
-        names = ["base", "completion_length", "eos_tail", "lora_rank"]
+        names = ["completion_length", "eos_tail", "lora_rank"]
         if name != _START:
             names += ["sft_steps"]
         if args.sft_steps:
@@ -425,13 +426,27 @@ class PostTraining:
         if system.trainer == "rm":
             names += ["top_k", "probe", *(["probe_mask_rate"] if args.probe == "masked" else [])]
             names += _HISTORY_SETTINGS if system.history else ()
-        settings = {"task": self.task.name, "system": name, "seed": seed, "training data": self._data_digest}
+        settings = {
+            "task": self.task.name,
+            "system": name,
+            "seed": seed,
+            "base": self._base,
+            "training data": self._data_digest,
+        }
         settings |= {key: getattr(args, key) for key in names} | {"model_init_kwargs": loading}
         if system.harvested:
             settings["harvest_samples"] = min(args.harvest_samples, len(self.rows))
             settings["sft_decoding"] = args.decoding("sft")
         values = settings_that_matter(self._trainer_arguments(name, seed, self.root))
         return {**values, **settings, "processes": self.training.world_size}
+
+    @cached_property
+    def _base(self) -> str:
+        """The base's name, and what says that its weights are the same: a commit of the Hub, or the files' digests."""
+        name, where = self.arguments.base, self._loading
+        files = sorted(Path(name).glob("*.safetensors"))
+        commit = commit_of(name, where.get("revision"), where.get("cache_dir"))
+        return " ".join([name, *([commit] if commit else []), *map(file_digest, files)])
 
     @cached_property
     def _data_digest(self) -> str:

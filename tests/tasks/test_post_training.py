@@ -1,6 +1,7 @@
 """The stages of the text recipes, on a network of a few thousand weights."""
 
 import json
+import shutil
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -369,6 +370,16 @@ def test_a_stage_is_read_back_after_what_is_no_matter_to_it(tmp_path, base, untr
     prepared(tmp_path, base, **change).system(system, 0)
     assert untrained == ["start", system], "trained again"
     assert "secret" not in (tmp_path / "seed0" / system / "settings.json").read_text()
+
+
+def test_a_stage_is_refused_over_a_base_of_other_weights(tmp_path, base, untrained):
+    """Under the same name, as a base that was trained again is."""
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    prepared(tmp_path / "out", str(other)).system("rm", 0)
+    build_tiny_math_model(1, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2).save_pretrained(other)
+    with pytest.raises(ValueError, match="holds another run: base is .* there and"):
+        prepared(tmp_path / "out", str(other)).system("rm", 0)
 
 
 def test_the_pools_settings_do_not_matter_without_a_pool(tmp_path, base, untrained):
