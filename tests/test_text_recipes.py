@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_text import character_tokenizer
 
-from hf_rm import RMTrainingArguments
+from hf_rm import ReflectiveGenerationConfig, RMTrainingArguments
 from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.families_rm import LLaDAModelLM
 from hf_rm.llada import LLaDAConfig
@@ -231,5 +231,7 @@ def test_configurations_are_what_their_first_lines_say(config, monkeypatch):
     assert training.output_dir == f"outputs/{config.stem}"
     assert training.max_steps > 0
     rm, sft = arguments.decoding("rm"), arguments.decoding("sft")
+    for settings in (rm, sft):
+        ReflectiveGenerationConfig(**settings)  # raises for what cannot work
     assert rm["max_steps"] == (sft.get("max_steps") or sft["steps"]), "the same bound on forwards"
     assert rm.get("steps", 0) < rm["max_steps"], "a schedule leaves forwards for revision"

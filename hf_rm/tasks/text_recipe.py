@@ -47,9 +47,10 @@ def report(run: PostTraining) -> None:
     `records.json` is written after every part: what fails in a later one costs nothing of those before it.
 
     Raises:
-        ImportError: before anything is trained, for a library that the report would need.
+        ImportError, ValueError: before anything is trained, for a library that the report would need, and for a
+            decoding that cannot work.
     """
-    _check_libraries(run)
+    _check(run)
     trained = run.systems()
     pages = _Pages(run.root / "records.json")
     for name, value in _results(run, trained, MAIN, pages).items():
@@ -75,7 +76,7 @@ class _Pages:
 
     def __init__(self, path: Path) -> None:
         self.path, self.records, self.main = path, dict[str, Any](), PartialState().is_main_process
-        self.console = Console(width=None if sys.stdout.isatty() else 190, quiet=not self.main)
+        self.console = Console(width=None if sys.stdout.isatty() else 230, quiet=not self.main)
 
     def keep(self, name: str, value: Any) -> None:
         """Write everything so far."""
@@ -88,12 +89,18 @@ class _Pages:
         self.console.print(what, soft_wrap=isinstance(what, str))
 
 
-def _check_libraries(run: PostTraining) -> None:
-    if run.arguments.curve_forwards and find_spec("matplotlib") is None:
+def _check(run: PostTraining) -> None:
+    """Raise now for what would end the report after hours of training."""
+    budgets, rules = run.arguments.curve_forwards, run.arguments.training_free
+    if budgets and find_spec("matplotlib") is None:
         raise ImportError(
-            f"`curve_forwards` is {run.arguments.curve_forwards}, but its plot needs matplotlib: pip install "
-            "'hf-rm[recipes]', or leave it out."
+            f"`curve_forwards` is {budgets}, but its plot needs matplotlib: pip install 'hf-rm[recipes]', or leave it "
+            "out."
         )
+    for kind in ("sft", "rm"):
+        ReflectiveGenerationConfig(**run.arguments.decoding(kind))
+    for rule in rules:
+        budgeted(run, rule, 1)
 
 
 def _results(run: PostTraining, trained: Sequence[Trained], test: str, pages: _Pages) -> dict[str, Any]:

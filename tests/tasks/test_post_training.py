@@ -189,6 +189,20 @@ def test_a_missing_library_is_named_before_anything_is_trained(tmp_path, base, m
     assert untrained == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training_free": ["t2m"]}, "training_free.*'t2m'"),
+        ({"rm_decoding": {"reveal": "confidenc"}}, "`reveal` is 'confidenc'"),
+        ({"sft_decoding": {"preset": "lada"}}, "'lada'"),
+    ],
+)
+def test_a_decoding_that_cannot_work_is_named_before_anything_is_trained(tmp_path, base, untrained, settings, message):
+    with pytest.raises(ValueError, match=message):
+        report(prepared(tmp_path, base, **settings))
+    assert untrained == []
+
+
 @pytest.mark.parametrize("rule", ["sft", "rm", "t2t_remask", "remdm"])
 def test_a_budget_holds_where_a_threshold_reveals(tmp_path: Path, base: str, rule: str) -> None:
     threshold = {"reveal": "threshold", "reveal_threshold": 1.0}  # by itself one token a step
