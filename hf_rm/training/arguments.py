@@ -86,7 +86,12 @@ class RMTrainingArguments(MaskedTrainingArguments):
     )
     horizon: int = field(default=16, metadata={"help": "T, the steps of a trajectory."})
     max_attempts: int = field(default=2, metadata={"help": "Wrong attempts a position, under the law 'attempts'."})
-    min_corruption_rate: float = field(default=0.05, metadata={"help": "Least share of corrupted positions in a row."})
+    min_corruption_rate: float = field(
+        default=0.05,
+        metadata={
+            "help": "Least share of corrupted positions in a row, and one at least; with 0 a row may have none."
+        },
+    )
     max_corruption_rate: float = field(
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )

@@ -28,6 +28,7 @@ from .base import MaskedTrainer, load_model
 from .data import collator_settings, uniform_proposal
 from .losses import LossParts, clipped_cross_entropy, reveal_weights, right_context, token_probability
 from .mask_row import fit_mask_row, own_head
+from .stages import Clock
 
 
 class RMTrainer(MaskedTrainer):
@@ -98,11 +99,14 @@ class RMTrainer(MaskedTrainer):
         width = embedding_width(model.config.text_config)
         self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
         self.loss_parts = LossParts()
+        self.part_seconds: dict[str, dict[str, float]] = {}  # what the fit of the mask row took
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in transformers; from here on the head counts as one that has learned to predict the mask."""
         if self.args.mask_row_batches and not (resume_from_checkpoint or self.model.config.trained_to_remask):
+            clock = Clock()
             self._fit_mask_row()
+            self.part_seconds["mask_row"] = clock.seconds
         self.model.config.trained_to_remask = True
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

@@ -88,7 +88,7 @@ def test_numbers_never_stand_in_for_a_missing_library(monkeypatch: pytest.Monkey
 
     equivalence._math_verify.cache_clear()
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ImportError, match=r"hf-rm\[eval\]"):
+    with pytest.raises(ImportError, match=r"hf-rm\[recipes\]"):
         answers_equal("5", "5")
 
 

@@ -14,7 +14,6 @@ A stage that is done is not done again, one that was stopped goes on from its la
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...evaluation.statistics import Interval
@@ -37,10 +36,10 @@ from ...training import (
     default_lora_config,
 )
 from ...training.lora import is_adapted
-from ...training.stages import claim_folder, write_json
+from ...training.stages import CLOCK_FILE, Clock, claim_folder, write_json
 from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
 
-FINISHED, CLOCK = "finished.json", "cpu_seconds.json"
+FINISHED = "finished.json"
 KINDS: dict[str, Kind] = {"sft": "sft", "remask": "remedi", "rm": "rm"}
 _SUPERVISED: dict[str, tuple[Any, Any]] = {
     "sft": (MaskedSFTTrainer, MaskedSFTArguments),
@@ -121,24 +120,6 @@ def check_stage(name: str, stages: Mapping[str, Stage]) -> None:
     if (stage.trainer == "rl") == (before == "sft"):
         fit = "a stage with a policy: remask, rm or given" if stage.trainer == "rl" else "vanilla fine-tuning (sft)"
         raise ValueError(f"stage {name!r} comes after {stage.after!r}, a {before} stage: let it follow {fit}.")
-
-
-class Clock(TrainerCallback):
-    """CPU seconds of a stage in this process, over all its beginnings."""
-
-    def __init__(self, folder: Path, resumed: bool) -> None:
-        self.path, self.began = folder / CLOCK, time.process_time()
-        self.before = json.loads(self.path.read_text()) if resumed and self.path.exists() else 0.0
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return float(self.before + time.process_time() - self.began)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run counts on from its checkpoint."""
-        if state.is_world_process_zero:
-            write_json(self.path, self.seconds)
 
 
 class RemaskStages:
@@ -283,7 +264,7 @@ class RemaskStages:
     def _finish(self, trainer: Any, folder: Path, plain: bool) -> None:
         """Train, going on where a stopped run was; save what the next stage loads, and say so last."""
         checkpoint = get_last_checkpoint(folder)
-        clock = Clock(folder, checkpoint is not None)
+        clock = Clock(folder / CLOCK_FILE, checkpoint is not None)
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=checkpoint)
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -296,7 +277,7 @@ class RemaskStages:
                 model.model.save_pretrained(folder)
             self.problems.tokenizer.save_pretrained(folder)
             write_json(folder / "logs.json", trainer.state.log_history)
-            write_json(folder / FINISHED, {"steps": trainer.state.global_step, "cpu_seconds": clock.seconds})
+            write_json(folder / FINISHED, {"steps": trainer.state.global_step, **clock.seconds})
         PartialState().wait_for_everyone()
 
     # What came of it
