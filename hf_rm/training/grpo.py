@@ -361,10 +361,8 @@ class RemaskGRPOTrainer(GRPOTrainer):
             sums = self.accelerator.reduce(sums, reduction="sum")
             self._metrics[mode][f"clip_ratio/{name}"].append((sums[0] / sums[1].clamp(min=1)).item())
             self._metrics[mode][f"surprise/{name}"].append((sums[2] / sums[3].clamp(min=1)).item())
-        if self.args.loss_steps is not None:
-            # A few steps stand for all.
-            total = total * steps / steps.clamp(max=self.args.loss_steps)
-        loss = -(total / steps).mean()
+        # With `loss_steps` a few steps stand for all.
+        loss = -(now.weight * total / steps).mean()
         return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
 
     # Checkpoints

@@ -41,12 +41,14 @@ class ChoiceLogProbs:
         positions: of drawn positions (each given those before it), or of keeping or re-masking a visible token.
         tokens: of tokens drawn for masks.
         positions_drawn, tokens_drawn (bool): where there was such a choice, in a step that was looked at.
+        weight (`Tensor` (B,)): how many steps of its row a step that was looked at stands for; 1 where all were.
     """
 
     positions: Tensor
     tokens: Tensor
     positions_drawn: Tensor
     tokens_drawn: Tensor
+    weight: Tensor
 
 
 def plackett_luce(scores: Tensor, order: Tensor, drawn: Tensor) -> Tensor:
@@ -158,7 +160,6 @@ def choice_log_probs(
     extra = rows.new_zeros(max(at_least(count), 1) - count)
     rows, steps = torch.cat((rows, extra)), torch.cat((steps, extra))
     counts = torch.arange(len(rows), device=rows.device) < count
-    shape = trajectory.choices.shape
     found = []
     for part in torch.arange(len(rows), device=rows.device).split(settings.pairs_per_forward):
         build = _all_blocks if settings.by_block else _one_step
@@ -177,7 +178,8 @@ def choice_log_probs(
         flags[where[drawn]] = True
         put = values.new_zeros(shape.numel()).index_put((where[drawn],), values[drawn])
         dense.append((put.view(shape) + nothing, flags.view(shape)))
-    return ChoiceLogProbs(dense[0][0], dense[1][0], dense[0][1], dense[1][1])
+    weight = _weights(trajectory, blocks, settings)
+    return ChoiceLogProbs(dense[0][0], dense[1][0], dense[0][1], dense[1][1], weight)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def pairs(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> tu
 
     Which few depends on the row's answer alone: the same before and after an update and wherever the row stands.
     """
-    taken = blocks.count.amax(-1) if settings.by_block else trajectory.num_steps()
+    taken = _looks(trajectory, blocks, settings)
     number = torch.arange(int(taken.max()), device=taken.device)
     wanted = number < taken[:, None]
     if settings.steps is not None:
@@ -238,6 +240,22 @@ def pairs(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> tu
         wanted &= drawn.masked_fill(~wanted, 2.0).argsort(-1).argsort(-1) < settings.steps
     rows, steps = wanted.nonzero(as_tuple=True)
     return rows, steps
+
+
+def _looks(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
+    """(B,) looks that see all of a row: one a step, or (`by_block`) one a step of its longest block."""
+    return blocks.count.amax(-1) if settings.by_block else trajectory.num_steps()
+
+
+def _weights(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
+    """
+    (B,) how many looks one that was taken stands for.
+
+    With `by_block` a look at step i sees that step of every block, and all i are drawn alike: so the share is that of
+    looks, not of steps, also where blocks differ in length.
+    """
+    every = _looks(trajectory, blocks, settings).clamp(min=1)
+    return torch.ones_like(every) if settings.steps is None else every / every.clamp(max=settings.steps)
 
 
 def _one_step(trajectory: Trajectory, blocks: _Blocks, rows: Tensor, steps: Tensor, settings: DrawSettings) -> _View:

@@ -1,5 +1,6 @@
 """RemaskGRPOTrainer: its loss against a plain policy gradient, and that it learns, resumes and refuses."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,46 @@ def test_ratios_are_exactly_one_at_the_first_update_and_move_on(tmp_path: Path, 
     trainer._metrics["train"].clear()
     trainer._compute_loss(trainer.model, batch)
     assert trainer._metrics["train"]["clip_ratio/tokens"][0] > 0
+
+
+@pytest.mark.parametrize(("kind", "length"), [("remedi", 4), ("rm", 6), ("blocks", 12), ("blocks", 10)])
+def test_a_few_steps_stand_for_all(tmp_path: Path, kind: str, length: int) -> None:
+    """
+    Over every choice of two steps to look at, each counted once, the mean loss is the loss of all steps: one step a
+    look; a step of each of three blocks a look; and so where the last block is a short one.
+    """
+    settings: dict[str, Any] = {"rewards": mixed, "loss_steps": 2}
+    if kind == "rm":
+        trainer = draft_trainer(tmp_path, wrapped(5), **settings)
+    else:
+        model, steps = tiny_remedi(1, **(BLOCKWISE if kind == "blocks" else {})), {**NO_END, "steps": length}
+        trainer = rl_trainer(tmp_path, model, decoding=steps, max_completion_length=length, **settings)
+    batch, subsets = first_batch(trainer), []
+    for row in range(len(batch["advantages"])):
+        one = {name: value[row : row + 1] for name, value in batch.items() if name.startswith(("rollout", "adv"))}
+        trainer.args.loss_steps = None
+        now = trainer._log_probs(trainer.model, Trajectory.of(one))
+        taken = int((now.tokens_drawn | now.positions_drawn).any(-1).sum())
+        looks = 4 if kind == "blocks" else taken
+        subsets.append(math.comb(looks, min(2, looks)))
+        # Ratios other than 1, so that every step contributes something of its own.
+        ago = torch.linspace(-0.1, 0.15, now.tokens.shape[1])[None, :, None]
+        one |= {"old_positions": now.positions.detach() + ago, "old_tokens": now.tokens.detach() - ago}
+        one["advantages"] = torch.ones(1)  # of a group with equal rewards it is 0
+        whole = trainer._compute_loss(trainer.model, one).item()
+        trainer.args.loss_steps = 2
+        losses: dict[tuple[int, ...], float] = {}
+        for seed in range(200):
+            trainer.args.seed = seed
+            few = trainer._log_probs(trainer.model, Trajectory.of(one))
+            looked = tuple((few.tokens_drawn | few.positions_drawn).any(-1)[0].nonzero()[:, 0].tolist())
+            if looked not in losses:
+                losses[looked] = trainer._compute_loss(trainer.model, one).item()
+            if len(losses) == subsets[-1]:
+                break
+        assert len(losses) == subsets[-1] and abs(whole) > 0.1
+        assert sum(losses.values()) / len(losses) == pytest.approx(whole, rel=1e-4)
+    assert max(subsets) > 1  # an RM run may take no more than two steps
 
 
 def test_runs_and_answers_stay_together(tmp_path: Path) -> None:
