@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments, RMTrainingArguments
 from hf_rm.evaluation.statistics import wilson_interval
-from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, build_problems, planted_errors
+from hf_rm.tasks.remask import stages
+from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, SudokuProblems, build_problems, planted_errors
 from hf_rm.tasks.remask.report import less, plot_rewards, rewards_of, summary
-from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages
+from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages, training_settings
 from hf_rm.tasks.sudoku import MASK_ID
+from hf_rm.tasks.sudoku.model import build_sudoku_model
 from hf_rm.training import MaskedSFTArguments
 from hf_rm.training.grpo import RemaskGRPOConfig
 
@@ -292,7 +294,138 @@ def test_rollouts_are_decoded_as_in_evaluation_but_for_what_the_stage_says(tmp_p
     run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path)
     assert run.rollouts("a") == {"max_steps": 64, "patience": 2} and run.kind("b") == "rm"
     assert run.settings("b", 0)["decoding"] == {"max_steps": 16, "patience": 2}
-    assert run.chain("b") == ["rm", "a", "b"] and run.settings("b", 0)["after"] == run.settings("a", 0)
+    after = run.settings("b", 0)["after"]
+    assert run.chain("b") == ["rm", "a", "b"] and after == run.settings("a", 0) | {"weights": None}
+
+
+# What is done, and what only looks so
+
+
+def tiny_sudoku(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    build_sudoku_model("no-hr", num_layers=1).save_pretrained(folder)
+    return folder
+
+
+def reinforced(start: Path, root: Path, **problem: Any) -> RemaskStages:
+    """The stages of remask_rl.py with --start."""
+    arguments = ProblemArguments(eval_rows=2, decoding_rm={"max_steps": 2}, **problem)
+    given = Stage("given", settings={"model": str(start), "policy": "rm"})
+    stages = {"rm": given, "rm+rl": Stage("rl", "rm", {**TINY_RL, "max_steps": 1})}
+    return RemaskStages(arguments, build_problems(arguments), stages, root)
+
+
+def test_a_finished_stage_is_not_that_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tiny_sudoku(tmp_path / "one"), tiny_sudoku(tmp_path / "other", seed=1)
+    trained: list[Path] = []
+
+    def finish(self: Any, trainer: Any, folder: Path, plain: bool) -> None:
+        trained.append(folder)
+        (folder / "finished.json").write_text("{}")
+
+    monkeypatch.setattr(RemaskStages, "_finish", finish)
+    monkeypatch.setattr(RemaskStages, "_reinforcement", lambda *args: None)
+    out = tmp_path / "out"
+    for _ in range(2):
+        reinforced(one, out).train("rm+rl", 0)
+    assert len(trained) == 1
+    with pytest.raises(ValueError, match=r"holds another run: after\.model is .*one there and .*other here"):
+        reinforced(other, out).train("rm+rl", 0)
+    tiny_sudoku(one, seed=2)
+    with pytest.raises(ValueError, match=r"holds another run: after\.weights is \w+ there and \w+ here"):
+        reinforced(one, out).train("rm+rl", 0)
+    assert len(trained) == 1
+
+
+def test_a_model_that_was_trained_again_is_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, found = tiny_sudoku(tmp_path / "start"), []
+    monkeypatch.setattr("hf_rm.tasks.remask.problems.SudokuProblems.confidence", lambda *args: {})
+    plain = SudokuProblems.evaluate
+    monkeypatch.setattr(SudokuProblems, "evaluate", lambda *args: found.append(plain(*args)) or found[-1])
+    for _ in range(2):
+        reinforced(start, tmp_path / "out").outcome("rm", 0)
+    assert len(found) == 1
+    tiny_sudoku(start, seed=1)
+    outcome, _ = reinforced(start, tmp_path / "out").outcome("rm", 0)
+    assert len(found) == 2 and outcome.answers == found[1].answers != found[0].answers
+    reinforced(start, tmp_path / "out", hidden_cells=[30, 40]).outcome("rm", 0)
+    assert len(found) == 3
+
+
+PROBLEM_CHANGES = {
+    "test_data": "other.jsonl",
+    "longest_row": 99,
+    "proposal_top_k": 7,
+    "probe": "clean",
+    "backbone_kwargs": {"dtype": "float64"},
+    "template": "{question}?",
+    "rewards": ["answer"],
+    "decoding_rm": {"max_steps": 9},
+}
+STAGE_CHANGES = {
+    "reward_weights": [1.0, 0.5],
+    "multi_objective_aggregation": "normalize_then_sum",
+    "steps_per_generation": 4,
+    "max_steps": 7,
+    "decoding": {"max_steps": 3},
+}
+RM_CHANGES = {
+    "pool_reveal_threshold": 0.9,
+    "pool_start": "canvas",
+    "pool_fraction": 0.25,
+    "wrapper": {"history": False},
+}
+
+
+def of_words(root: Path, rl: dict[str, Any], rm: dict[str, Any], **problem: Any) -> RemaskStages:
+    base = str(ROOT / "model_cards" / "tiny-math-base")
+    arguments = ProblemArguments(**{"task": "word-problems", "base": base, "rewards": ["answer", "format"], **problem})
+    return RemaskStages(arguments, None, {"rm": Stage("rm", settings=rm), "rm+rl": Stage("rl", "rm", rl)}, root)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*PROBLEM_CHANGES, *STAGE_CHANGES, *RM_CHANGES, "base", "shared", "lora_rank"])
+def test_what_a_stage_depends_on(name: str, tmp_path: Path) -> None:
+    before = of_words(tmp_path, {}, {})
+    given = [{name: changes[name]} if name in changes else {} for changes in (STAGE_CHANGES, RM_CHANGES)]
+    problem = {name: PROBLEM_CHANGES[name]} if name in PROBLEM_CHANGES else {}
+    if name == "base":  # the same path, other weights
+        shutil.copytree(ROOT / "model_cards" / "tiny-math-base", tmp_path / "base")
+        before = of_words(tmp_path, {}, {}, base=str(tmp_path / "base"))
+        first = before.settings("rm+rl", 0)
+        save_file({"a": torch.zeros(1)}, tmp_path / "base" / "model.safetensors")
+        assert first != before.settings("rm+rl", 0)
+        return
+    after = of_words(tmp_path, *given, **problem)
+    if name == "shared":
+        after.shared = {"bf16": True}
+    if name == "lora_rank":
+        after.lora_rank = 2
+    assert after.settings("rm+rl", 0) != before.settings("rm+rl", 0)
+    # Reinforcement's own settings say nothing of the stage before it.
+    own = name in STAGE_CHANGES or name in ("rewards", "decoding_rm")
+    assert (after.settings("rm", 0) == before.settings("rm", 0)) is own
+
+
+def test_what_it_does_not_depend_on_is_named_rightly(tmp_path: Path) -> None:
+    """Logging, saving and evaluation settings: all that is left aside exists, and no token is ever written down."""
+    known = {item.name for kind in (ProblemArguments, *TRAINERS.values()) for item in fields(kind)}
+    assert {*stages._PROBLEM_ASIDE, *stages._EVALUATION_ALONE, *stages._TRAINING_ASIDE} <= known
+    for prefix in stages._ASIDE_PREFIXES:
+        assert any(name.startswith(prefix) for name in known), prefix
+    quiet = {"logging_steps": 3, "save_steps": 9, "hub_token": "secret", "disable_tqdm": True, "pairs_per_forward": 2}
+    other = of_words(
+        tmp_path, quiet, {"save_total_limit": 1}, eval_rows=3, eval_batch_size=1, decoding_sft={"steps": 2}
+    )
+    assert other.settings("rm+rl", 0) == of_words(tmp_path, {}, {}).settings("rm+rl", 0)
+
+
+def test_a_parsed_command_line_can_be_noted(tmp_path: Path) -> None:
+    """Every value, objects of accelerate's included, as it is and again after it was read back."""
+    config = RemaskGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=8)
+    run = of_words(tmp_path, training_settings(config), {})
+    noted = run.settings("rm+rl", 0)
+    assert json.loads(json.dumps(noted)) == noted and noted["lr_scheduler_type"] == "linear"
+    assert noted["accelerator_config"]["split_batches"] is False and "object at" not in json.dumps(noted)
 
 
 # Problems and numbers
