@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -191,14 +192,24 @@ class _Pass:
             return output
         x = output[0] if isinstance(output, tuple) else output
         seen = x if self.hidden is None else x + self.hidden.to(x.device)
+        norm: Any = self.stream.rmsnorms[place]
+        dtype = norm.weight.dtype
+        if seen.dtype != dtype and not torch.is_autocast_enabled(seen.device.type):
+            # A stream that is trained in 32 bits beside a backbone in 16.
+            seen, args, kwargs = _in_dtype(dtype, (seen, args, kwargs))
         result = self.stream.blocks[place](seen, *args, **kwargs)
         self.hidden = result[0] if isinstance(result, tuple) else result
-        x = x + self.stream.linears[place](self.stream.rmsnorms[place](self.hidden)).to(x.device)
+        x = x + self.stream.linears[place](norm(self.hidden)).to(x)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     def confidence(self) -> Tensor:
         """(B, N) h."""
         return self.stream.confidence(self.stream.norm(self.hidden))[..., 0]
+
+
+def _in_dtype(dtype: torch.dtype, values: Any) -> Any:
+    """Tensors of numbers, however nested, in another dtype; everything else as it is."""
+    return tree_map(lambda v: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v, values)
 
 
 _current: ContextVar[_Pass | None] = ContextVar("policy_stream", default=None)
