@@ -24,7 +24,7 @@ from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
 from .rewards import contained
-from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, written_answers
+from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, stop_tokens, written_answers
 
 _LEAST, _BELOW = "1.16", "1.17"
 
@@ -382,7 +382,7 @@ def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
     """The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`."""
     own = getattr(model, "generation_config", None)
     config = own if isinstance(own, ReflectiveGenerationConfig) else ReflectiveGenerationConfig()
-    changes = dict(args.decoding or {}) if not isinstance(args.decoding, str) else {}
+    changes: dict[str, Any] = dict(args.decoding or {})  # type: ignore[arg-type]  # JSON was read by now
     for name in ("temperature", "max_new_tokens"):
         if name in changes:
             raise ValueError(
@@ -424,47 +424,3 @@ def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
     listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
     plain = lambda f: callable(f) and not isinstance(f, nn.Module) and not is_async_callable(f)  # noqa: E731
     return [contained(reward, seconds) if plain(reward) else reward for reward in listed]
-
-
-def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
-    """The tokens at which a decoding run stops, none where it does not."""
-    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
-    return [] if ends is None else ends.tolist()
-
-
-def greedy_answers(
-    model: Any, rows: list[dict[str, Any]], processing_class: Any, args: RemaskGRPOConfig, batch_size: int = 32
-) -> tuple[list[list[int]], dict[str, list[int]]]:
-    """
-    What a model writes without chance, decoded as in the rollouts.
-
-    Args:
-        model: RM or RemeDi.
-        rows (`list[dict]`): as the trainer's dataset has them.
-        processing_class: the tokenizer.
-        args ([`RemaskGRPOConfig`]): of the training.
-        batch_size (`int`): rows decoded at once.
-
-    Returns:
-        the answers' tokens; forwards and re-masks of each row.
-    """
-    canvases, marked = "input_ids" in rows[0], "editable_mask" in rows[0]
-    new = {} if canvases else {"max_new_tokens": args.max_completion_length}
-    config = _decoding(model, args).updated(temperature=0.0, **new)
-    ends, device = stop_tokens(model, config), next(model.parameters()).device
-    found: list[list[int]] = []
-    counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
-    with evaluating(model):
-        for begin in range(0, len(rows), batch_size):
-            part = rows[begin : begin + batch_size]
-            ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
-            masks = [row["editable_mask"] for row in part] if marked else None
-            batch = left_padded(ids, masks, device)
-            output = model.generate_reflective(*batch, generation_config=config)
-            editable = torch.ones_like(output.sequences, dtype=torch.bool)
-            known = batch[2] if batch[2] is not None else batch[0] == model.config.mask_token_id
-            editable[:, : known.shape[1]] = known
-            found += written_answers(output.sequences, editable, ends)
-            for name, values in counts.items():
-                values += getattr(output, name).tolist()
-    return found, counts

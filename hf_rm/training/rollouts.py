@@ -33,6 +33,7 @@ from ..generation_revision_rm import ReflectiveRevision, Revision
 from ..generation_rm import _attention_blocks, _check_policy, _DenoisingLoop
 from ..generation_rows_rm import Rows, put
 from ..generation_rules_rm import DenoisingStep, RevealRule, remask_advantage
+from ..generation_sampler_rm import end_tokens
 
 NO_CHOICE, TOKEN, REVISION = 0, 1, 2
 
@@ -167,6 +168,12 @@ def written_answers(sequences: Tensor, editable: Tensor, ends: Iterable[int] = (
         end = next((place for place, token in enumerate(answer) if token in last), len(answer))
         found.append(answer[: end + 1])
     return found
+
+
+def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
+    """The tokens at which a decoding run stops, none where it does not."""
+    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
+    return [] if ends is None else ends.tolist()
 
 
 def check_rollout_config(model: Any, config: ReflectiveGenerationConfig) -> None:

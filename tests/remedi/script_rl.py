@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import torch  # noqa: E402
 from tiny_models import wrapped  # noqa: E402
-from tiny_remedi import tiny_remedi  # noqa: E402
-from tiny_rl import draft_trainer, rl_trainer  # noqa: E402
+from tiny_remedi import BLOCKWISE, tiny_remedi  # noqa: E402
+from tiny_rl import block_trainer, draft_trainer, rl_trainer  # noqa: E402
 
 from hf_rm.training import grpo  # noqa: E402
 
@@ -28,7 +28,9 @@ def sums(completion_ids: list[list[int]], **columns: Any) -> list[float]:
 
 def main() -> None:
     policy = sys.argv[3]
-    make, model = (rl_trainer, tiny_remedi(1)) if policy == "remedi" else (draft_trainer, wrapped(1))
+    blocks = BLOCKWISE if policy == "blocks" else {}
+    make = {"remedi": rl_trainer, "blocks": block_trainer, "rm": draft_trainer}[policy]
+    model = wrapped(1) if policy == "rm" else tiny_remedi(1, **blocks)
     trainer = make(sys.argv[1], model, rewards=sums, optim="sgd", **json.loads(sys.argv[2]))
 
     def same_draws(model: Any, config: Any, ids: torch.Tensor, *args: Any) -> Any:

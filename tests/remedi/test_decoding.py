@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_remedi import tiny_remedi
+from tiny_remedi import BLOCKWISE, tiny_remedi
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig, RemeDiForMaskedDiffusion
@@ -72,7 +72,6 @@ def assert_row(output: ReflectiveOutput, row: int, mask: Tensor, expected: list[
 
 
 PROMPTS = [[3, 4, 6, 2, 8], [1, 10], [6]]
-BLOCKWISE = {"attention_block_length": BLOCK, "attention_block_start": "answer"}
 
 
 @pytest.mark.parametrize("steps", [None, 6, 8, 20])

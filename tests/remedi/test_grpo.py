@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_models import wrapped
-from tiny_remedi import tiny_remedi
-from tiny_rl import draft_trainer, drafts, fives, prompts, rl_trainer, word_tokenizer
+from tiny_remedi import BLOCKWISE, tiny_remedi
+from tiny_rl import block_trainer, draft_trainer, drafts, fives, prompts, rl_trainer, word_tokenizer
 from torch import Tensor
 
 from hf_rm.training.grpo import (
@@ -23,9 +23,8 @@ from hf_rm.training.grpo import (
 from hf_rm.training.log_probs import choice_log_probs
 from hf_rm.training.rollouts import Trajectory
 
-BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
 NO_END = {"stop_at_eos": False, "steps": 4}
-MAKERS: list[Callable[..., Any]] = [rl_trainer, draft_trainer]
+MAKERS: list[Callable[..., Any]] = [rl_trainer, block_trainer, draft_trainer]
 
 
 def mixed(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -161,7 +160,7 @@ def test_accumulation_takes_the_same_step(tmp_path: Path, make: Callable[..., An
         torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", [rl_trainer, draft_trainer])
 def test_the_reward_rises(tmp_path: Path, make: Callable[..., Any]) -> None:
     """Fives are wanted, and come: from almost none to most of all tokens."""
     decoding = {"stop_at_eos": False, "steps": 2} if make is rl_trainer else {"max_steps": 5}
@@ -225,14 +224,14 @@ def test_resume_repeats_the_run(tmp_path: Path, make: Callable[..., Any]) -> Non
     assert "training_args.json" in files and "training_args.bin" not in files
 
 
-def test_lora_and_checkpointing_give_the_same_gradients(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [rl_trainer, block_trainer])
+def test_lora_and_checkpointing_give_the_same_gradients(tmp_path: Path, make: Callable[..., Any]) -> None:
     found = []
     for again in (False, True):
         torch.manual_seed(0)
         lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        trainer = rl_trainer(
-            tmp_path, tiny_remedi(1), mixed, decoding=NO_END, peft_config=lora, gradient_checkpointing=again
-        )
+        model = tiny_remedi(1, **(BLOCKWISE if make is block_trainer else {}))
+        trainer = make(tmp_path, model, rewards=mixed, peft_config=lora, gradient_checkpointing=again)
         batch = first_batch(trainer)
         found.append(gradients(trainer.model, trainer._compute_loss(trainer.model, batch)))
     assert found[0].keys() == found[1].keys() and all("lora" in name for name in found[0])

@@ -41,13 +41,13 @@ def run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["remedi", "rm"])
+@pytest.mark.parametrize("policy", ["remedi", "blocks", "rm"])
 def test_two_processes_equal_one(tmp_path: Path, policy: str) -> None:
     """
     RM's runs differ in length between the processes, which still run as many forward passes; and they meet on the CPU
     without being told where there is nothing else.
     """
-    use_cpu = policy == "remedi" or torch.accelerator.is_available()
+    use_cpu = policy != "rm" or torch.accelerator.is_available()
     two = run(tmp_path / "two", policy, 4, torchrun(), use_cpu)
     one = run(tmp_path / "one", policy, 8)
     assert len(one["logs"]) == 2

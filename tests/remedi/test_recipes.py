@@ -164,6 +164,20 @@ def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.
     assert again["stages"][name]["cpu minutes"] is None
 
 
+def test_attention_by_blocks_goes_through_both_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for LLaDA-8B: supervised block by block, decoded and reinforced with finished blocks cached."""
+    blocks = {"attention_block_length": 8, "attention_block_start": "answer"}
+    small = {"train_rows": 16, "eval_rows": 3, **TINY_RL}
+    small["decoding_remedi"] = {"block_length": 8, "steps": 10, "use_cache": True, "stop_at_eos": False}
+    small["sft"] = {**TINY, "max_steps": 1}
+    small["sft_remedi"] = {"wrapper": {"policy_layers": [0, 2], **blocks}}
+    launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-words", **small)
+    records = json.loads((tmp_path / "out" / "remedi" / "records.json").read_text())
+    assert [row["forwards"][3] for row in records["stages"].values()] == [3, 3]
+    config = json.loads((tmp_path / "out" / "remedi" / "seed42" / "remask-sft+rl" / "config.json").read_text())
+    assert {name: config[name] for name in blocks} == blocks
+
+
 @pytest.mark.slow
 def test_remask_sft_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"train_rows": 8, "eval_rows": 3, "num_layers": 3, "max_steps": 1, **TINY}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import wrapped
-from tiny_remedi import tiny_remedi
+from tiny_remedi import BLOCKWISE, tiny_remedi
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig
@@ -21,7 +21,6 @@ from hf_rm.training.log_probs import (
 from hf_rm.training.rollouts import REVISION, TOKEN, Trajectory, check_rollout_config, roll_out
 
 MASK, RESERVED, TEMPERATURE = 0, 7, 0.8
-BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
 PROMPTS = torch.tensor([[3, 4, 6], [9, 1, 10], [9, 9, 6]])
 REAL = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]])
 
