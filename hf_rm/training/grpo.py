@@ -19,12 +19,12 @@ from ..modes import evaluating
 from ..processes import meet_on_cpu
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .base import load_model
-from .checkpoints import load_whole_weights, replace_pickled_arguments
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
 from .rewards import contained
 from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, stop_tokens, written_answers
+from .saving import StagedCheckpoints, refuse_pickled_states
 
 _LEAST, _BELOW = "1.16", "1.17"
 
@@ -139,6 +139,7 @@ class RemaskGRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
         if self.ratio_level not in ("step", "choice"):
             raise ValueError(f"`ratio_level` is {self.ratio_level!r}: pass 'step' or 'choice'.")
+        refuse_pickled_states(self)
 
 
 def clipped_objective(
@@ -173,7 +174,7 @@ def clipped_objective(
     return torch.where(drawn, each, 0.0).sum(-1), over.sum().float(), drawn.sum().float()
 
 
-class RemaskGRPOTrainer(GRPOTrainer):
+class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
     """
     GRPO over decoding runs: a group of answers to each prompt, rewards of the final answers, and a loss over every
     choice that the runs made.
@@ -367,15 +368,8 @@ class RemaskGRPOTrainer(GRPOTrainer):
 
     # Checkpoints
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As [`MaskedTrainer`]: whole weights are read as `from_pretrained` reads them, and none may be missing."""
-        if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            replace_pickled_arguments(self.args, output_dir)
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None beside a checkpoint: a repository's card is written as it is pushed, by `hf_rm.hub`."""
 
 
 def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:

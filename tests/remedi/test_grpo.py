@@ -283,6 +283,7 @@ def test_another_trl_is_refused(version: str) -> None:
         ({"temperature": 0.0}, "`temperature` is 0.0"),
         ({"ratio_level": "row"}, "`ratio_level` is 'row'"),
         ({"loss_steps": 0}, "`loss_steps` is 0"),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "`hub_strategy` is 'checkpoint'"),
         ({"num_generations": 3}, "divisible by num_generations"),
         ({"decoding": {"temperature": 0.5}}, "`decoding` sets 'temperature'"),
         ({"decoding": {"revise": "low_prob", "reveal": "all"}}, "`revise` is 'low_prob'"),
