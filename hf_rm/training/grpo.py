@@ -22,7 +22,7 @@ from .base import load_model
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
-from .rewards import contained
+from .rewards import check_rewards, contained
 from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, stop_tokens, written_answers
 from .saving import StagedCheckpoints, refuse_pickled_states
 
@@ -50,7 +50,6 @@ except ImportError as error:
 check_trl_version(trl.__version__)
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import is_async_callable  # noqa: E402
 
 # Settings of GRPOConfig that a trajectory of masks has no meaning for, with the value that leaves each of them off.
 _OFF: dict[str, Any] = {
@@ -113,7 +112,7 @@ class RemaskGRPOConfig(GRPOConfig):
     )
     reward_seconds: float | None = field(
         default=120.0,
-        metadata={"help": "How long a reward may take over a batch before its completions count as not scored."},
+        metadata={"help": "How long a reward may take over a batch; what is not done by then counts as not scored."},
     )
     ratio_level: str = field(
         default="step",
@@ -234,6 +233,9 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoding = _decoding(own, args)
         self._check_rows(train_dataset, own)
+        rewards = _contained(reward_funcs, args.reward_seconds)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_rewards(rewards, dataset)
         had_forward, text_config = "forward" in vars(own), own.config.get_text_config()
         padding = getattr(text_config, "pad_token_id", None)
         if processing_class.pad_token is None and processing_class.eos_token is None:
@@ -242,7 +244,7 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
             processing_class.pad_token = processing_class.mask_token or processing_class.unk_token
         super().__init__(
             model=prepare_for_training(model, peft_config),
-            reward_funcs=_contained(reward_funcs, args.reward_seconds),
+            reward_funcs=rewards,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -414,7 +416,7 @@ def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGR
 
 
 def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
-    """Rewards that cannot end the run; models and coroutines are TRL's business."""
+    """Rewards that cannot end the run; models are TRL's business."""
     listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    plain = lambda f: callable(f) and not isinstance(f, nn.Module) and not is_async_callable(f)  # noqa: E731
+    plain = lambda f: callable(f) and not isinstance(f, nn.Module)  # noqa: E731
     return [contained(reward, seconds) if plain(reward) else reward for reward in listed]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -352,6 +352,7 @@ class SudokuProblems:
 def _of_whole_board(reward: Any) -> Any:
     """A reward of the answer put into the board that it completes."""
 
+    @wraps(reward)  # with what it says of its columns
     def whole(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
         boards = []
         for ids, mask, written in zip(columns["input_ids"], columns["editable_mask"], completion_ids, strict=True):
@@ -359,7 +360,6 @@ def _of_whole_board(reward: Any) -> Any:
             boards.append(format_board([next(left) if m else i for i, m in zip(ids, mask, strict=True)]))
         return reward(prompts=prompts, completions=boards, **columns)
 
-    whole.__name__ = reward.__name__
     return whole
 
 
