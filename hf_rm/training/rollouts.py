@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..configuration_rm import blocks_from_answer
-from ..generation_canvas_rm import Canvas, build_canvas, check_inputs, check_length
+from ..generation_canvas_rm import Canvas
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_denoiser_rm import Denoised
 from ..generation_output_rm import ReflectiveOutput
 from ..generation_revision_rm import ReflectiveRevision, Revision
-from ..generation_rm import _attention_blocks, _check_policy, _DenoisingLoop
+from ..generation_rm import _check_policy, _DenoisingLoop, begin_canvas
 from ..generation_rows_rm import Rows, put
 from ..generation_rules_rm import DenoisingStep, RevealRule, remask_advantage
 from ..generation_sampler_rm import end_tokens
@@ -119,11 +118,7 @@ def roll_out(
         ValueError: for arguments that cannot work, before the first forward pass.
     """
     check_rollout_config(model, config)
-    mask_token_id = model._resolve_mask_token_id(config)
-    check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
-    check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
-    blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
-    canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
+    canvas, mask_token_id = begin_canvas(model, config, input_ids, attention_mask, editable_mask)
     config = config.updated(output_trajectory=True)
     loop = _Rollout(model, config, canvas, mask_token_id, generator, greedy_last_step)
     output = loop.run(None, False)

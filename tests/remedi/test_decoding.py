@@ -84,7 +84,9 @@ def test_blocks_with_and_without_a_cache_state_for_state(use_cache: bool, steps:
     for row, prompt in enumerate(PROMPTS):
         expected = slow(model, prompt, 10, split)
         assert_row(output, row, mask, expected)
-    assert output.num_forwards.tolist() == [sum(split)] * 3  # committing a block is not a step
+    # Committing a finished block to the cache is no step, but a pass.
+    assert output.num_steps.tolist() == [sum(split)] * 3
+    assert output.num_forwards.tolist() == [sum(split) + (len(split) - 1) * use_cache] * 3
     assert int(output.num_remasks.sum()) > 0 or steps == 6
     assert output.stop_reason == ["converged"] * 3 and not (output.sequences == MASK).any()
 
