@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from packaging.version import Version
+from accelerate.utils import DistributedType
+from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
+from ..generation_rm import check_decoding
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
 from ..modes import evaluating
 from ..processes import meet_on_cpu
@@ -36,7 +39,8 @@ def check_trl_version(version: str) -> None:
     Example:
         >>> check_trl_version("1.16.3")
     """
-    if not Version(_LEAST) <= Version(version) < Version(_BELOW):
+    # 1.17.0.dev0 comes before 1.17 and is no 1.16.
+    if not SpecifierSet(f">={_LEAST},<{_BELOW}").contains(version, prereleases=True):
         raise ImportError(
             f"RemaskGRPOTrainer overrides private methods of TRL's GRPOTrainer and knows trl>={_LEAST},<{_BELOW}; "
             f'installed is {version}: pip install "trl>={_LEAST},<{_BELOW}".'
@@ -69,7 +73,18 @@ _OFF: dict[str, Any] = {
     "delta": None,
     "sync_ref_model": False,
     "cast_lm_head_to_fp32": False,
+    "use_liger_kernel": False,
 }
+# And those that nothing here reads, which are refused where they are not TRL's defaults.
+_UNREAD = frozenset(
+    """
+    loss_type importance_sampling_level sapo_temperature_neg sapo_temperature_pos vespo_k_neg vespo_k_pos
+    vespo_lambda_neg vespo_lambda_pos entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target
+    ref_model_mixup_alpha ref_model_sync_steps router_aux_loss_coef max_tool_calling_iterations cache_implementation
+    transformers_continuous_batching_config use_transformers_paged ds3_gather_for_generation trust_remote_code
+    """.split()
+)
+_DEFAULTS = {item.name: item.default for item in fields(GRPOConfig)}
 
 
 @dataclass
@@ -78,8 +93,8 @@ class RemaskGRPOConfig(GRPOConfig):
     Arguments of [`RemaskGRPOTrainer`]: TRL's `GRPOConfig` and what a decoding run adds.
 
     Of TRL's settings the groups, rewards, clipping (`epsilon`, `epsilon_high`), schedule and logging apply. Those that
-    mean left-to-right sampling or a reference model are refused; `loss_type` and `importance_sampling_level` are not
-    read, the loss is that of [`RemaskGRPOTrainer`].
+    mean left-to-right sampling, a reference model or another loss (`loss_type`, `importance_sampling_level`) are
+    refused: the loss is that of [`RemaskGRPOTrainer`]. So are processes that share the weights (FSDP, ZeRO-3).
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "decoding"]
@@ -130,6 +145,15 @@ class RemaskGRPOConfig(GRPOConfig):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}: Remask RL has no use for it. Leave it out ({off!r})."
                 )
+        for name in sorted(name for name in _DEFAULTS if name in _UNREAD or name.startswith("vllm_")):
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but nothing in Remask RL reads it: leave it out "
+                    f"({_DEFAULTS[name]!r})."
+                )
+        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        if self.fsdp or launched or getattr(self.deepspeed_plugin, "zero_stage", 0) == 3:
+            refuse_spread_weights()
         if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}: rollouts are drawn, pass one above 0.")
         for name in ("pairs_per_forward", "loss_steps"):
@@ -139,6 +163,15 @@ class RemaskGRPOConfig(GRPOConfig):
         if self.ratio_level not in ("step", "choice"):
             raise ValueError(f"`ratio_level` is {self.ratio_level!r}: pass 'step' or 'choice'.")
         refuse_pickled_states(self)
+
+
+def refuse_spread_weights() -> None:
+    """The error for weights that are spread over processes."""
+    raise ValueError(
+        "the weights are spread over processes (FSDP, DeepSpeed ZeRO-3), but each process decodes its own rows, in as "
+        "many forward passes as they take, and all would have to gather the weights as often: launch with DDP or "
+        "ZeRO-2, and train an adapter where memory is short."
+    )
 
 
 def clipped_objective(
@@ -231,8 +264,9 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         model = load_model(model, args.model_init_kwargs, RemeDiForMaskedDiffusion)
         args.model_init_kwargs = None  # used up: GRPOTrainer would warn
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.decoding = _decoding(own, args)
+        self.decoding = rollout_decoding(own, args)
         self._check_rows(train_dataset, own)
+        check_rollouts(own, self.decoding, train_dataset, args)
         rewards = _contained(reward_funcs, args.reward_seconds)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_rewards(rewards, dataset)
@@ -275,6 +309,14 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
             raise ValueError(
                 "the dataset's `input_ids` have no masks and there is no `editable_mask`: nothing in them may change."
             )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers; a ValueError where the weights are spread over processes."""
+        super().create_accelerator_and_postprocess()
+        kind, state = self.accelerator.distributed_type, self.accelerator.state
+        zero = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0)
+        if kind == DistributedType.FSDP or zero == 3:
+            refuse_spread_weights()
 
     # Rollouts
 
@@ -374,8 +416,13 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         """None beside a checkpoint: a repository's card is written as it is pushed, by `hf_rm.hub`."""
 
 
-def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
-    """The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`."""
+def rollout_decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
+    """
+    The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`.
+
+    Raises:
+        ValueError: for settings under which a run has no probability, or that another argument says.
+    """
     own = getattr(model, "generation_config", None)
     config = own if isinstance(own, ReflectiveGenerationConfig) else ReflectiveGenerationConfig()
     changes: dict[str, Any] = dict(args.decoding or {})  # type: ignore[arg-type]  # JSON was read by now
@@ -387,6 +434,28 @@ def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
     config = config.updated(**changes, temperature=args.temperature)
     check_rollout_config(model, config)
     return config
+
+
+def check_rollouts(model: Any, config: ReflectiveGenerationConfig, dataset: Any, args: RemaskGRPOConfig) -> None:
+    """
+    Raise the ValueError that the first rollout would, without a forward pass: too few steps for the blocks, blocks
+    that are not the attention's, a cache that the model cannot have.
+
+    Args:
+        model: what has `generate_reflective`; its weights need not be there.
+        config: of [`rollout_decoding`].
+        dataset (`Dataset`): as the trainer has it; its first row stands for all.
+        args ([`RemaskGRPOConfig`]): of the training.
+    """
+    row = next(iter(dataset))
+    if "input_ids" in row:
+        marked = row.get("editable_mask")
+        editable = None if marked is None else torch.tensor([marked])
+        check_decoding(model, config, torch.tensor([row["input_ids"]]), editable)
+        return
+    # How a prompt is tokenized is TRL's affair: one token in its place.
+    prompt = torch.tensor([[int(model.config.mask_token_id == 0)]])
+    check_decoding(model, config.updated(max_new_tokens=args.max_completion_length), prompt)
 
 
 def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGRPOConfig) -> DrawSettings:

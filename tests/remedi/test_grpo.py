@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 from tiny_models import wrapped
 from tiny_remedi import BLOCKWISE, tiny_remedi
@@ -14,6 +17,8 @@ from tiny_rl import block_trainer, draft_trainer, drafts, fives, prompts, rl_tra
 from torch import Tensor
 
 from hf_rm.training.grpo import (
+    _DEFAULTS,
+    _UNREAD,
     RemaskGRPOConfig,
     RemaskGRPOTrainer,
     check_trl_version,
@@ -269,10 +274,14 @@ def test_the_clipped_objective_by_hand() -> None:
     assert step.tolist() == pytest.approx([1.3, -1.5]) and over == 1
 
 
-@pytest.mark.parametrize("version", ["1.15.9", "1.17.0", "2.0"])
+@pytest.mark.parametrize("version", ["1.15.9", "1.16.0.dev0", "1.17.0.dev0", "1.17.0rc1", "1.17.0", "2.0"])
 def test_another_trl_is_refused(version: str) -> None:
     with pytest.raises(ImportError, match=r"trl>=1\.16,<1\.17.*" + version.replace(".", r"\.")):
         check_trl_version(version)
+
+
+def test_what_nothing_reads_is_named_rightly() -> None:
+    assert set(_UNREAD) <= set(_DEFAULTS) and not any(_DEFAULTS[name] is MISSING for name in _UNREAD)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +290,11 @@ def test_another_trl_is_refused(version: str) -> None:
         ({"beta": 0.1}, "`beta` is 0.1"),
         ({"top_k": 5}, "`top_k` is 5"),
         ({"temperature": 0.0}, "`temperature` is 0.0"),
+        ({"loss_type": "grpo"}, "`loss_type` is 'grpo', but nothing in Remask RL reads it"),
+        ({"importance_sampling_level": "sequence"}, "`importance_sampling_level` is 'sequence'"),
+        ({"sapo_temperature_neg": 2.0}, "`sapo_temperature_neg` is 2.0"),
+        ({"vllm_mode": "server"}, "`vllm_mode` is 'server'"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel` is True"),
         ({"ratio_level": "row"}, "`ratio_level` is 'row'"),
         ({"loss_steps": 0}, "`loss_steps` is 0"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "`hub_strategy` is 'checkpoint'"),
@@ -296,10 +310,33 @@ def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], mes
         rl_trainer(tmp_path, **settings)
 
 
-def test_too_few_steps_for_the_blocks(tmp_path: Path) -> None:
-    trainer = rl_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), max_completion_length=8, decoding={"steps": 1})
-    with pytest.raises(ValueError, match="`steps` is 1, but the canvas has 2 blocks"):
-        trainer.train()
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        ({"steps": 1}, "`steps` is 1, but the canvas has 2 blocks"),
+        ({"block_length": 8}, "`block_length` is 8, but the model's attention goes by blocks of 4"),
+    ],
+)
+def test_decodings_that_do_not_fit_the_model_are_refused_before_training(
+    tmp_path: Path, decoding: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rl_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), max_completion_length=8, decoding=decoding)
+    with pytest.raises(ValueError, match="`use_cache` is True, but the model's attention is not block-causal"):
+        rl_trainer(tmp_path, tiny_remedi(1), decoding={"use_cache": True})
+
+
+@pytest.mark.parametrize("how", ["argument", "launcher", "accelerator"])
+def test_weights_that_are_spread_over_processes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each process decodes in as many passes as its rows take: with FSDP the others would wait for ever."""
+    if how == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if how == "accelerator":
+        monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"spread over processes \(FSDP, DeepSpeed ZeRO-3\).*launch with DDP"):
+        rl_trainer(tmp_path, **({"fsdp": True} if how == "argument" else {}))
 
 
 def test_rewards_of_the_wrong_length(tmp_path: Path) -> None:
