@@ -20,7 +20,7 @@ from hf_rm import RemaskSFTArguments, RMTrainingArguments
 from hf_rm.evaluation.statistics import wilson_interval
 from hf_rm.tasks.remask import stages
 from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, SudokuProblems, build_problems, planted_errors
-from hf_rm.tasks.remask.report import less, plot_rewards, rewards_of, summary
+from hf_rm.tasks.remask.report import less, plot_rewards, report, rewards_of, summary
 from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages, training_settings
 from hf_rm.tasks.sudoku import MASK_ID
 from hf_rm.tasks.sudoku.model import build_sudoku_model
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 TRAINERS = {"sft": MaskedSFTArguments, "remask": RemaskSFTArguments, "rm": RMTrainingArguments, "rl": RemaskGRPOConfig}
 TINY = {"per_device_train_batch_size": 4, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+BLOCKS = {"attention_block_length": 8, "attention_block_start": "answer"}
 TINY_RL = {**TINY, "num_generations": 2, "loss_steps": 2, "max_steps": 2, "logging_steps": 1}
 
 
@@ -166,16 +167,15 @@ def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_attention_by_blocks_goes_through_both_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for LLaDA-8B: supervised block by block, decoded and reinforced with finished blocks cached."""
-    blocks = {"attention_block_length": 8, "attention_block_start": "answer"}
     small = {"train_rows": 16, "eval_rows": 3, **TINY_RL}
     small["decoding_remedi"] = {"block_length": 8, "steps": 10, "use_cache": True, "stop_at_eos": False}
     small["sft"] = {**TINY, "max_steps": 1}
-    small["sft_remedi"] = {"wrapper": {"policy_layers": [0, 2], **blocks}}
+    small["sft_remedi"] = {"wrapper": {"policy_layers": [0, 2], **BLOCKS}}
     launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-words", **small)
     records = json.loads((tmp_path / "out" / "remedi" / "records.json").read_text())
     assert [row["forwards"][3] for row in records["stages"].values()] == [3, 3]
     config = json.loads((tmp_path / "out" / "remedi" / "seed42" / "remask-sft+rl" / "config.json").read_text())
-    assert {name: config[name] for name in blocks} == blocks
+    assert {name: config[name] for name in BLOCKS} == BLOCKS
 
 
 @pytest.mark.slow
@@ -440,6 +440,53 @@ def test_a_parsed_command_line_can_be_noted(tmp_path: Path) -> None:
     noted = run.settings("rm+rl", 0)
     assert json.loads(json.dumps(noted)) == noted and noted["lr_scheduler_type"] == "linear"
     assert noted["accelerator_config"]["split_batches"] is False and "object at" not in json.dumps(noted)
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    "groups": ({"num_generations": 3}, {}, {}, "divisible by num_generations"),
+    "unread": ({"loss_type": "grpo"}, {}, {}, "`loss_type` is 'grpo'"),
+    "rollouts": ({"decoding": {"steps": 3}}, {"wrapper": BLOCKS}, {"steps": 10}, "`steps` is 3, but the canvas has 5"),
+    "evaluation": ({}, {"wrapper": BLOCKS}, {"steps": 3}, "'remask-sft' cannot be decoded as `decoding_remedi` says"),
+    "blocks": ({}, {"wrapper": BLOCKS}, {"block_length": 16}, "`block_length` is 16, but the model's attention"),
+    "cache": ({}, {}, {"use_cache": True}, "`use_cache` is True, but the model's attention is not block-causal"),
+    "layers": ({}, {"wrapper": {"policy_layers": [0, 9]}}, {}, r"`policy_layers` is \[0, 9\] for a backbone of 4"),
+    "rate": ({}, {"backbone_learning_rate": -1}, {}, "`backbone_learning_rate` is -1"),
+    "name": ({}, {}, {"stepps": 3}, "Unknown generation argument"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_found_before_anything_is_trained(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rl, first, decoding, message = WRONG[case]
+    monkeypatch.setattr(RemaskStages, "train", lambda *args: pytest.fail("it was trained"))
+    arguments = ProblemArguments(
+        task="word-problems",
+        base=str(ROOT / "model_cards" / "tiny-math-base"),
+        rewards=["answer"],
+        completion_length=40,
+        decoding_remedi={"stop_at_eos": False, **decoding},
+    )
+    given = {
+        "remask-sft": Stage("remask", settings={**TINY, **first}),
+        "remask-sft+rl": Stage("rl", "remask-sft", {**TINY_RL, **rl}),
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        report(RemaskStages(arguments, build_problems(arguments), given, tmp_path), [0])
+
+
+def test_a_library_that_a_reward_needs_is_missed_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: Any) -> None:
+        raise ImportError("comparing answers needs math-verify")
+
+    run = reinforced(tiny_sudoku(tmp_path / "start"), tmp_path / "out")
+    run.check(0)
+    monkeypatch.setattr(SudokuProblems, "reward_functions", missing)
+    with pytest.raises(ImportError, match="math-verify"):
+        run.check(0)
 
 
 # Problems and numbers

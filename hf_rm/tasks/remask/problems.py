@@ -15,17 +15,21 @@ import numpy.typing as npt
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from ...adapters_rm import ADAPTER_FOLDER, _load_base, find_adapter
+from ...configuration_rm import RMConfig
 from ...corruption import FixedProposal, FrozenTopKProposal, Proposal, UniformProposal, build_topk_cache
 from ...corruption.collator import pad_rows
 from ...corruption.random import KeyedUniforms, row_keys
 from ...evaluation.confidence import auroc_interval, token_confidence
 from ...evaluation.statistics import Interval
 from ...evaluation.text import evaluate_text
+from ...families_rm import _WHERE, _read_config, family_of
+from ...generation_config_rm import ReflectiveGenerationConfig
+from ...generation_rm import ReflectiveGenerationMixin
 from ...modeling_rm import RMForMaskedDiffusion
-from ...remedi_rm import RemeDiConfig, RemeDiForMaskedDiffusion
+from ...remedi_rm import RemeDiConfig, RemeDiForMaskedDiffusion, policy_decoding
 from ...training.rewards import format_reward, math_reward, sudoku_reward
 from ..math.tasks import MATH_TASKS, TEMPLATE, build_math_task
 from ..sudoku import (
@@ -156,6 +160,9 @@ class Problems(Protocol):
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A model to begin the supervised stage with."""
 
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """What a decoding can be checked with before that model is there; also the wrapper's own arguments."""
+
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """A model that a stage saved; an adapted one as a PeftModel if it is to be trained further."""
 
@@ -165,8 +172,11 @@ class Problems(Protocol):
     def proposal(self, name: str, start: str | None, folder: Path, seed: int) -> Proposal:
         """Where their wrong tokens come from."""
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
-        """Rows of the reinforcement."""
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
+        """Rows of the reinforcement: all, or so many."""
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """A row to decode, as reinforcement's; an empty one for a canvas of masks behind a text."""
 
     def reward_functions(self) -> list[Any]:
         """What it is after."""
@@ -179,6 +189,33 @@ class Problems(Protocol):
 
     def ceiling(self) -> npt.NDArray[np.float64] | None:
         """(n,) what can be reached at most in each held-out row, where that is known."""
+
+
+class Outline(ReflectiveGenerationMixin):
+    """
+    The settings of a model without its weights: enough to check how it is to be decoded.
+
+    Args:
+        config (`RMConfig`): its configuration.
+        generation_config ([`ReflectiveGenerationConfig`], *optional*): how it decodes by itself, where that is not as
+            a fresh model of this configuration does.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, config: Any, generation_config: ReflectiveGenerationConfig | None = None) -> None:
+        self.config, self.has_unmasking_policy = config, isinstance(config, RemeDiConfig)
+        own = policy_decoding(config) if isinstance(config, RemeDiConfig) else ReflectiveGenerationConfig()
+        self.generation_config = own if generation_config is None else generation_config
+
+    @classmethod
+    def saved(cls, folder: Path | str) -> Outline:
+        """Of a model that is there; an OSError where none is."""
+        config = AutoConfig.from_pretrained(folder)
+        try:
+            return cls(config, ReflectiveGenerationConfig.from_pretrained(folder))
+        except OSError:
+            return cls(config)
 
 
 def build_problems(arguments: ProblemArguments) -> Problems:
@@ -245,6 +282,10 @@ class SudokuProblems:
         names = ("text_config", "mask_token_id", "position_groups", "attention_groups", "backbone_positions")
         return RemeDiForMaskedDiffusion(RemeDiConfig(**{name: getattr(own, name) for name in names}, **wrapper))
 
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """A fresh model is made at once."""
+        return self.model(kind, None, wrapper) if self.arguments.base is None else Outline.saved(self.arguments.base)
+
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved."""
         return _loaded(kind, folder, trainable)
@@ -258,9 +299,9 @@ class SudokuProblems:
         """Any of the eight other digits."""
         return FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
         """Boards to be completed or revised, with their solutions."""
-        boards = generate_boards(self.arguments.train_rows, seed, split="train")
+        boards = generate_boards(self.arguments.train_rows if count is None else count, seed, split="train")
         given, editable = self._canvases(boards, np.random.default_rng([seed, 0]))
         return [
             {
@@ -271,6 +312,10 @@ class SudokuProblems:
             }
             for ids, mask, board in zip(given, editable, boards, strict=True)
         ]
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """The first of the prompts of one."""
+        return self.prompts(seed, 1)[0]
 
     def _canvases(self, boards: BoardArray, rng: np.random.Generator) -> tuple[BoardArray, npt.NDArray[np.bool_]]:
         if self.arguments.canvas == "draft":
@@ -385,6 +430,17 @@ class MathProblems:
         loading = as_dict(self.arguments.backbone_kwargs)
         return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)
 
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """The base's configuration in the wrapper's, with any token for the mask."""
+        where = {key: value for key, value in as_dict(self.arguments.backbone_kwargs).items() if key in _WHERE}
+        base = _read_config(str(self.arguments.base), where)
+        if isinstance(base, RMConfig):
+            return Outline(base)
+        family = family_of(base)
+        settings: dict[str, Any] = {"history": False} if kind == "sft" else dict(wrapper)
+        settings.setdefault("attention_block_length", None if family is None else family.attention_block_length)
+        return Outline(WRAPPERS[kind].config_class(text_config=base, mask_token_id=0, **settings))
+
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved: the wrapper, an adapter on the base, or after vanilla fine-tuning the plain backbone."""
         if kind == "sft" and find_adapter(folder) is None:
@@ -428,9 +484,13 @@ class MathProblems:
         )
         return FrozenTopKProposal(cache)
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
         """Questions with their answers."""
-        return [{"prompt": sample.prompt, "answer": sample.answer} for sample in self._train]
+        return [{"prompt": sample.prompt, "answer": sample.answer} for sample in self._train[:count]]
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """Masks behind a question."""
+        return {}
 
     def reward_functions(self) -> list[Any]:
         """Of the final answer, and of its form."""

@@ -34,7 +34,7 @@ def report(run: RemaskStages, seeds: Sequence[int], baseline: str | None = None)
         The records.
 
     Raises:
-        ValueError: for a baseline that is not shown, or no seeds.
+        ValueError: for a baseline that is not shown, or no seeds, and as [`RemaskStages.check`]: before the training.
     """
     shown = [name for name, stage in run.stages.items() if stage.shown]
     baseline = shown[0] if baseline is None and shown else baseline
@@ -42,6 +42,7 @@ def report(run: RemaskStages, seeds: Sequence[int], baseline: str | None = None)
         raise ValueError(f"`baseline` is {baseline!r}: pass one of the stages that are shown, {', '.join(shown)}.")
     if not seeds:
         raise ValueError("`seeds` is empty: pass at least one.")
+    run.check(seeds[0])
     found = {(name, seed): run.outcome(name, seed) for seed in seeds for name in shown}
     if not PartialState().is_main_process:
         return {}

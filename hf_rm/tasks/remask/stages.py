@@ -26,6 +26,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...evaluation.statistics import Interval
+from ...generation_rm import check_decoding
 from ...hub import save_adapter_for_hub
 from ...training import (
     MaskedSFTArguments,
@@ -38,8 +39,9 @@ from ...training import (
 )
 from ...training.checkpoints import weights_digest
 from ...training.lora import is_adapted
+from ...training.rewards import check_rewards
 from ...training.stages import claim_folder, write_json
-from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
+from .problems import Kind, Outcome, Outline, ProblemArguments, Problems, as_dict
 
 FINISHED, CLOCK = "finished.json", "cpu_seconds.json"
 KINDS: dict[str, Kind] = {"sft": "sft", "remask": "remedi", "rm": "rm"}
@@ -203,6 +205,53 @@ class RemaskStages:
         """The model of a finished stage."""
         return self.problems.load(self.kind(name), self.folder(name, seed))
 
+    # Before anything is trained
+
+    def check(self, seed: int) -> None:
+        """
+        Raise now what would end the run after hours: arguments of trainers, rewards, decodings that do not fit.
+
+        Raises:
+            ValueError: for what cannot work.
+            ImportError: for a library that a reward or a trainer needs.
+        """
+        for name, stage in self.stages.items():
+            own = {key: value for key, value in stage.settings.items() if key not in ("proposal", "wrapper")}
+            if stage.trainer in _SUPERVISED:
+                self._arguments(_SUPERVISED[stage.trainer][1], name, seed, **own)
+            outline = self._outline(name)
+            if stage.trainer == "rl":
+                from ...training.grpo import check_rollouts, rollout_decoding
+
+                config, row = self._rl_config(name, seed), self.problems.prompts(seed, 1)[0]
+                check_rewards(self.problems.reward_functions(), [row])
+                check_rollouts(outline, rollout_decoding(outline, config), [row], config)
+            if stage.shown:
+                self._check_evaluation(name, outline, self.problems.canvas(seed))
+
+    def _outline(self, name: str) -> Any:
+        """Of the model that a stage begins with."""
+        stage = self.stages[name]
+        if stage.trainer == "given":
+            return Outline.saved(stage.settings["model"])
+        if stage.trainer == "rl":
+            return self._outline(str(stage.after))
+        return self.problems.outline(KINDS[stage.trainer], as_dict(stage.settings.get("wrapper", {})))
+
+    def _check_evaluation(self, name: str, outline: Any, row: Mapping[str, Any]) -> None:
+        decoding = self.arguments.decoding(self.kind(name))
+        if row:
+            ids, editable = torch.tensor([row["input_ids"]]), torch.tensor([row["editable_mask"]])
+        else:
+            ids, editable = torch.tensor([[1]]), None
+            decoding = {"max_new_tokens": self.arguments.completion_length, "editable": "auto", **decoding}
+        try:
+            check_decoding(outline, outline._resolve_generation_config(None, decoding), ids, editable)
+        except ValueError as error:
+            raise ValueError(
+                f"stage {name!r} cannot be decoded as `decoding_{self.kind(name)}` says: {error}"
+            ) from error
+
     # Training
 
     def train(self, name: str, seed: int) -> Path:
@@ -266,7 +315,7 @@ class RemaskStages:
     def _supervised(self, name: str, seed: int) -> Any:
         stage, settings = self.stages[name], dict(self.stages[name].settings)
         proposal = settings.pop("proposal", "top-k" if stage.trainer == "rm" else "uniform")
-        wrapper = settings.pop("wrapper", {})
+        wrapper = as_dict(settings.pop("wrapper", {}))
         start = None if stage.after is None else str(self.folder(stage.after, seed))
         set_seed(seed)
         model = self.problems.model(KINDS[stage.trainer], start, wrapper)
@@ -284,15 +333,19 @@ class RemaskStages:
             **more,
         )
 
+    def _rl_config(self, name: str, seed: int) -> Any:
+        from ...training.grpo import RemaskGRPOConfig
+
+        own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
+        return self._arguments(RemaskGRPOConfig, name, seed, **{**self.stages[name].settings, **own})
+
     def _reinforcement(self, name: str, seed: int) -> Any:
         from datasets import Dataset
 
-        from ...training.grpo import RemaskGRPOConfig, RemaskGRPOTrainer
+        from ...training.grpo import RemaskGRPOTrainer
 
-        stage = self.stages[name]
+        stage, config = self.stages[name], self._rl_config(name, seed)
         assert stage.after is not None
-        own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
-        config = self._arguments(RemaskGRPOConfig, name, seed, **{**stage.settings, **own})
         set_seed(seed)
         # The adapter of the stage before goes on; where that has none, a fresh one is trained.
         model = self.problems.load(self.kind(name), self.folder(stage.after, seed), trainable=True)
