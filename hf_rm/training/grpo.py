@@ -113,9 +113,10 @@ class RemaskGRPOConfig(GRPOConfig):
         },
     )
     greedy_last_step: bool = field(
-        default=False,
+        default=True,
         metadata={
-            "help": "Take the best tokens in the last step of each block's schedule: it then contributes nothing."
+            "help": "RemeDi: in the last step of a block, which keeps every position, take the best tokens. It is "
+            "deterministic then and contributes nothing, as in the paper. False draws its tokens and trains them."
         },
     )
     pairs_per_forward: int = field(
@@ -216,8 +217,10 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
 
         loss = - mean over rows of 1/steps * sum over steps of [ min(r A, clip(r) A) + min(r' A, clip(r') A) ]
 
-    without a KL term. The last step of RemeDi's schedule keeps every position, which has no probability to train; the
-    tokens drawn there have one (`greedy_last_step` takes the best ones instead).
+    without a KL term. The last step of a block in RemeDi's schedule keeps every position, K = B, and takes the best
+    token for each mask that is left: deterministic, as the paper has it, it contributes no log-probability. What it
+    writes is what decoding without chance would write there; on the tests' model the reward rises as fast either way,
+    so that there is no reason to depart (`greedy_last_step=False` does). RM has no such step: its revision goes on.
 
     Rows of the dataset have `prompt`, as in TRL, a text or a conversation, which gets `max_completion_length` masks to
     fill; or also `input_ids`, a canvas of tokens, with `editable_mask`, what may change in it (by default its masks).
@@ -447,15 +450,20 @@ def check_rollouts(model: Any, config: ReflectiveGenerationConfig, dataset: Any,
         dataset (`Dataset`): as the trainer has it; its first row stands for all.
         args ([`RemaskGRPOConfig`]): of the training.
     """
-    row = next(iter(dataset))
+    row, editable = next(iter(dataset)), None
     if "input_ids" in row:
-        marked = row.get("editable_mask")
-        editable = None if marked is None else torch.tensor([marked])
-        check_decoding(model, config, torch.tensor([row["input_ids"]]), editable)
-        return
-    # How a prompt is tokenized is TRL's affair: one token in its place.
-    prompt = torch.tensor([[int(model.config.mask_token_id == 0)]])
-    check_decoding(model, config.updated(max_new_tokens=args.max_completion_length), prompt)
+        canvas = torch.tensor([row["input_ids"]])
+        editable = None if row.get("editable_mask") is None else torch.tensor([row["editable_mask"]])
+    else:
+        # How a prompt is tokenized is TRL's affair: one token in its place.
+        canvas = torch.tensor([[int(model.config.mask_token_id == 0)]])
+        config = config.updated(max_new_tokens=args.max_completion_length)
+    steps = int(check_decoding(model, config, canvas, editable).max())
+    if steps == 1 and config.reveal == "policy" and args.greedy_last_step:
+        raise ValueError(
+            f"`steps` is {config.steps}, one for each block, and the last step of a block is deterministic: nothing "
+            "would be drawn. Pass more steps, or greedy_last_step=False."
+        )
 
 
 def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGRPOConfig) -> DrawSettings:

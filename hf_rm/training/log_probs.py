@@ -227,15 +227,15 @@ class _Blocks:
 
 def pairs(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> tuple[Tensor, Tensor]:
     """
-    (k,) rows and (k,) steps to look at: all that a row took (of its longest block, with `by_block`), or a few.
+    (k,) rows and (k,) steps to look at: all in which something was drawn, or a few of them.
 
-    Which few depends on the row's answer alone: the same before and after an update and wherever the row stands.
+    With `by_block` steps are counted in each block, and a look sees that step of every block. Which few depends on the
+    row's answer alone: the same before and after an update and wherever the row stands.
     """
-    taken = _looks(trajectory, blocks, settings)
-    number = torch.arange(int(taken.max()), device=taken.device)
-    wanted = number < taken[:, None]
+    wanted = _looks(trajectory, blocks, settings)
     if settings.steps is not None:
         keys = LoopDetector(trajectory.states[:, -1]).seen[0] + settings.seed
+        number = torch.arange(wanted.shape[1], device=wanted.device)
         drawn = uniforms(keys, torch.zeros_like(keys), number.expand(len(keys), -1), 0)
         wanted &= drawn.masked_fill(~wanted, 2.0).argsort(-1).argsort(-1) < settings.steps
     rows, steps = wanted.nonzero(as_tuple=True)
@@ -243,8 +243,16 @@ def pairs(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> tu
 
 
 def _looks(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
-    """(B,) looks that see all of a row: one a step, or (`by_block`) one a step of its longest block."""
-    return blocks.count.amax(-1) if settings.by_block else trajectory.num_steps()
+    """(B, I) bool: the looks at a row that see a choice, one a step, or (`by_block`) one a step of all its blocks."""
+    kept, member = trajectory.states[:, 1:] != settings.mask_token_id, trajectory.order >= 0
+    # Positions are drawn where some are kept and some are not; all of them, or none, is no draw.
+    drawn = (trajectory.choices > 0).any(-1) | (member & kept).any(-1) & (member & ~kept).any(-1)
+    if not settings.by_block:
+        return drawn
+    number = torch.arange(int(blocks.count.max()), device=drawn.device)
+    step = (blocks.first[..., None] + number).clamp(max=drawn.shape[1] - 1)
+    seen = drawn.gather(1, step.flatten(1)).view_as(step) & (number < blocks.count[..., None])
+    return seen.any(1)
 
 
 def _weights(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
@@ -254,7 +262,7 @@ def _weights(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) ->
     With `by_block` a look at step i sees that step of every block, and all i are drawn alike: so the share is that of
     looks, not of steps, also where blocks differ in length.
     """
-    every = _looks(trajectory, blocks, settings).clamp(min=1)
+    every = _looks(trajectory, blocks, settings).sum(-1).clamp(min=1)
     return torch.ones_like(every) if settings.steps is None else every / every.clamp(max=settings.steps)
 
 

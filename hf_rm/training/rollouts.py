@@ -108,7 +108,7 @@ def roll_out(
         model (`RMForMaskedDiffusion`): RM or RemeDi.
         config ([`ReflectiveGenerationConfig`]): checked by [`check_rollout_config`].
         input_ids, attention_mask, editable_mask: as for `generate_reflective`.
-        greedy_last_step (`bool`): take the best tokens in the last step of each block's schedule.
+        greedy_last_step (`bool`): with a learned policy, take the best tokens in the last step of each block.
         generator (`torch.Generator` or one a row, *optional*): seeds each row's numbers; by default torch's own.
 
     Returns:
@@ -270,8 +270,8 @@ class _Rollout(_DenoisingLoop):
         return step
 
     def _last(self, step: DenoisingStep) -> Tensor:
-        """(b,) bool: the last step of the schedule of the active block."""
-        return (step.schedule.step == step.schedule.steps - 1) & self.reveal.follows_schedule
+        """(b,) bool: the last step of the active block in a learned policy's schedule, in which it keeps all of it."""
+        return (step.schedule.step == step.schedule.steps - 1) & (self.config.reveal == "policy")
 
     def _apply(self, rows: Rows, window: Tensor | None, step: DenoisingStep, reveal: Tensor, revised: Tensor) -> None:
         drawn = reveal & ~(self._last(step)[:, None] & self.greedy_last_step)

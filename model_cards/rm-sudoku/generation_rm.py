@@ -260,17 +260,20 @@ def begin_canvas(
 
 def check_decoding(
     model: Any, config: ReflectiveGenerationConfig, input_ids: Tensor, editable_mask: Tensor | None = None
-) -> None:
+) -> Tensor:
     """
     Raise the ValueError that decoding these rows would, without a forward pass.
 
     Args:
         model: what has `generate_reflective`; its weights need not be there.
         config, input_ids, editable_mask: as for `generate_reflective`.
+
+    Returns:
+        `Tensor` (B, blocks): the steps of each block's schedule.
     """
     canvas, mask_token_id = begin_canvas(model, config, input_ids, None, editable_mask)
     # Its own generator: nobody's random numbers move.
-    _DenoisingLoop(model, config, canvas, mask_token_id, torch.Generator())
+    return _DenoisingLoop(model, config, canvas, mask_token_id, torch.Generator()).schedule
 
 
 def _attention_blocks(model_config: Any, config: ReflectiveGenerationConfig) -> int | None:

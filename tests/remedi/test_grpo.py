@@ -109,7 +109,7 @@ def test_a_few_steps_stand_for_all(tmp_path: Path, kind: str, length: int) -> No
         trainer.args.loss_steps = None
         now = trainer._log_probs(trainer.model, Trajectory.of(one))
         taken = int((now.tokens_drawn | now.positions_drawn).any(-1).sum())
-        looks = 4 if kind == "blocks" else taken
+        looks = 3 if kind == "blocks" else taken  # of four; the last step of a block draws nothing
         subsets.append(math.comb(looks, min(2, looks)))
         # Ratios other than 1, so that every step contributes something of its own.
         ago = torch.linspace(-0.1, 0.15, now.tokens.shape[1])[None, :, None]
@@ -129,6 +129,19 @@ def test_a_few_steps_stand_for_all(tmp_path: Path, kind: str, length: int) -> No
         assert len(losses) == subsets[-1] and abs(whole) > 0.1
         assert sum(losses.values()) / len(losses) == pytest.approx(whole, rel=1e-4)
     assert max(subsets) > 1  # an RM run may take no more than two steps
+
+
+def test_the_last_step_of_a_block_is_deterministic_unless_asked_for(tmp_path: Path) -> None:
+    """Of two steps a block the first alone has anything to train; RM's schedule has no such step."""
+    for settings, last in (({}, False), ({"greedy_last_step": False}, True)):
+        trainer = block_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), rewards=mixed, **settings)
+        found = trainer._log_probs(trainer.model, Trajectory.of(first_batch(trainer)))
+        drawn = (found.tokens_drawn | found.positions_drawn).any(-1).any(0).tolist()
+        assert drawn == [True, last] * 3
+    schedule = {"reveal": "confidence", "steps": 3, "max_steps": 5}
+    trainer = rl_trainer(tmp_path, wrapped(1), mixed, decoding=schedule, max_completion_length=6)
+    found = trainer._log_probs(trainer.model, Trajectory.of(first_batch(trainer)))
+    assert found.tokens_drawn[:, 2].any()
 
 
 def test_runs_and_answers_stay_together(tmp_path: Path) -> None:
@@ -315,6 +328,7 @@ def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], mes
     [
         ({"steps": 1}, "`steps` is 1, but the canvas has 2 blocks"),
         ({"block_length": 8}, "`block_length` is 8, but the model's attention goes by blocks of 4"),
+        ({"steps": 2}, "`steps` is 2, one for each block, .* nothing would be drawn"),
     ],
 )
 def test_decodings_that_do_not_fit_the_model_are_refused_before_training(
