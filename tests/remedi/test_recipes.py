@@ -533,3 +533,17 @@ def test_curves_have_a_point_a_logged_update(tmp_path: Path) -> None:
     assert found == {"step": [1, 2, 3], "reward": pytest.approx([0.1, 0.2, 0.3]), "reward_std": [0.2] * 3}
     picture = plot_rewards({"rm+rl": [found, found], "remask-sft+rl": [found]}, tmp_path / "new" / "rewards.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_a_run_ends_with_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any) -> Path:
+        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[recipes]"')
+
+    monkeypatch.setattr("hf_rm.tasks.remask.report.plot_rewards", missing)
+    monkeypatch.setattr(RemaskStages, "train", lambda *args: None)
+    monkeypatch.setattr(RemaskStages, "logs", lambda *args: [{"step": 1, "reward": 0.5}])
+    monkeypatch.setattr(RemaskStages, "cpu_minutes", lambda *args: None)
+    monkeypatch.setattr(RemaskStages, "outcome", lambda *args: (Outcome({"exact": [1.0, 0.0]}, [[], []]), {}))
+    records = report(reinforced(tiny_sudoku(tmp_path / "start"), tmp_path / "out"), [0])
+    assert json.loads((tmp_path / "out" / "records.json").read_text())["curves"] == records["curves"]
+    assert records["curves"]["rm+rl"] == [{"step": [1.0], "reward": [0.5]}]
