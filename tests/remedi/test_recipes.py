@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments, RMTrainingArguments
+from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.evaluation.statistics import wilson_interval
 from hf_rm.tasks.remask import stages
 from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, SudokuProblems, build_problems, planted_errors
@@ -89,6 +90,16 @@ def test_configurations_are_what_they_say(path: Path, tmp_path: Path) -> None:
         made = TRAINERS[stage.trainer](str(tmp_path), **{**shared, "use_cpu": True, "report_to": "none", **settings})
         embedded = arguments.base is None or (ROOT / arguments.base).exists()
         assert 0 < made.max_steps and (stage.trainer != "rl" or not embedded or made.max_steps <= 60)
+    # What decodes by blocks attends by them, in all that is made for LLaDA.
+    streams = [s.settings.get("wrapper", {}) for s in stages.values() if s.trainer == "remask"]
+    for wrapper in [*streams, *([arguments.wrapper] if name == "remask_sft" else [])]:
+        by_blocks = wrapper.get("attention_block_length")
+        assert by_blocks == (32 if "llada" in path.stem else None)
+        if by_blocks:
+            assert wrapper["attention_block_start"] == "answer"
+            assert arguments.decoding("remedi") | {"block_length": 32, "use_cache": True} == arguments.decoding(
+                "remedi"
+            )
     # Every kind of model has as many forward passes.
     remedi, rm, sft = (arguments.decoding(kind) for kind in ("remedi", "rm", "sft"))
     counts = {values[key] for values, key in ((remedi, "steps"), (rm, "max_steps"), (sft, "steps")) if values}
@@ -273,6 +284,7 @@ def test_stages_that_cannot_work(stages: dict[str, Any], message: str) -> None:
     ("settings", "message"),
     [
         ({"task": "chess"}, "`task` is 'chess'"),
+        ({"task": "mbpp", "rewards": ["answer"]}, "but task 'mbpp' has passes, format"),
         ({"rewards": ["answer"]}, "`rewards` is .'answer'., but task 'sudoku' has valid, exact, conflicts"),
         ({"canvas": "photo"}, "`canvas` is 'photo'"),
         ({"hidden_cells": [5]}, "`hidden_cells` is"),
@@ -501,6 +513,43 @@ def test_hidden_cells_are_as_many_as_asked_for_and_held_out_boards_are_others() 
     assert len({sum(row["editable_mask"]) for row in rows}) == 3
     _, boards, _ = problems.held_out  # type: ignore[attr-defined]
     assert not {row["solution"] for row in rows} & {"".join(map(str, board)) for board in boards}
+
+
+MBPP = [
+    {
+        "task_id": i,
+        "text": f"Write a function to add {i}.",
+        "code": f"def add_{i}(x):\n    return x + {i}",
+        "test_list": [f"assert add_{i}(1) == {i + 1}"],
+    }
+    for i in range(1, 11)
+]
+
+
+def test_programs_are_rewarded_for_passing_their_tests(tmp_path: Path) -> None:
+    if not sandbox_available().available:
+        pytest.skip("no sandbox here")
+    data = tmp_path / "mbpp.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in MBPP))
+    arguments = ProblemArguments(
+        task="mbpp",
+        base=str(ROOT / "model_cards" / "tiny-math-base"),
+        train_data=str(data),
+        rewards=["passes", "format"],
+        completion_length=40,
+        decoding_remedi={"stop_at_eos": False},
+    )
+    problems = build_problems(arguments)
+    rows, rewards = problems.prompts(0, 2), problems.reward_functions()
+    assert len(rows) == 2 and len(problems.prompts(0)) > 2
+    number = rows[0]["tests"][0].split("_")[1].split("(")[0]
+    right = f"```python\ndef add_{number}(x):\n    return x + {number}\n```"
+    columns = {name: [rows[0][name]] * 3 for name in ("tests", "entry_points", "prefix")}
+    completions = [right, right.replace("return x", "return 2 * x"), "no program"]
+    found = [reward(prompts=[""] * 3, completions=completions, **columns) for reward in rewards]
+    assert found == [[1.0, 0.0, 0.0], [0.1, 0.1, 0.0]]
+    stages = {"a": Stage("remask", settings=TINY), "b": Stage("rl", "a", {**TINY_RL, "max_steps": 1})}
+    RemaskStages(arguments, problems, stages, tmp_path).check(0)
 
 
 def test_planted_errors_are_as_many_as_said_and_keyed_by_the_row() -> None:
