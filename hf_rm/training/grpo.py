@@ -269,7 +269,8 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoding = rollout_decoding(own, args)
         self._check_rows(train_dataset, own)
-        check_rollouts(own, self.decoding, train_dataset, args)
+        if train_dataset is not None:  # TRL has words for that
+            check_rollouts(own, self.decoding, train_dataset, args)
         rewards = _contained(reward_funcs, args.reward_seconds)
         for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
             check_rewards(rewards, dataset)

@@ -1,5 +1,6 @@
 """RemaskGRPOTrainer: its loss against a plain policy gradient, and that it learns, resumes and refuses."""
 
+import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import MISSING
@@ -264,11 +265,18 @@ def test_evaluation(tmp_path: Path) -> None:
     assert metrics["eval_reward"] > 0 and metrics["eval_rollout/num_steps"] == 4
 
 
-def test_a_broken_reward_ends_nothing_and_moves_nothing(tmp_path: Path) -> None:
-    def broken(**columns: Any) -> list[float]:
-        raise RuntimeError("out of order")
+def broken(**columns: Any) -> list[float]:
+    raise RuntimeError("out of order")
 
-    trainer = rl_trainer(tmp_path, tiny_remedi(1), broken, weight_decay=0.0)
+
+async def endless(**columns: Any) -> list[float]:
+    await asyncio.sleep(60)
+    return []
+
+
+@pytest.mark.parametrize("reward", [broken, endless])
+def test_a_broken_reward_ends_nothing_and_moves_nothing(tmp_path: Path, reward: Any) -> None:
+    trainer = rl_trainer(tmp_path, tiny_remedi(1), reward, weight_decay=0.0, reward_seconds=0.5)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert trainer.state.global_step == 2
@@ -367,6 +375,8 @@ def test_datasets_and_models_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learned unmasking policy"):
         rl_trainer(tmp_path, wrapped(), decoding={"preset": "remedi"})
     args = RemaskGRPOConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        RemaskGRPOTrainer(tiny_remedi(), fives, args, None, processing_class=word_tokenizer())
     with pytest.raises(ValueError, match="`processing_class` is None"):
         RemaskGRPOTrainer(tiny_remedi(), fives, args, prompts())
     with pytest.raises(ValueError, match="`tools` is given"):
