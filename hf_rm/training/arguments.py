@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
 from ..corruption.laws import build_law
 from ..processes import meet_on_cpu
 from .losses import CLIPS
+from .saving import refuse_pickled_states
 
 
 @dataclass
@@ -60,11 +60,7 @@ class MaskedTrainingArguments(TrainingArguments):
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
             )
-        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer and random states, and those "
-                'are pickles: pass "every_save" (weights only) or "end".'
-            )
+        refuse_pickled_states(self)
 
 
 @dataclass

@@ -71,7 +71,11 @@ class CodeTask:
 
     def grade(self, sample: TextSample, text: str) -> bool:
         """Whether the program in a completion passes its problem's tests."""
-        return verify_code(self._by_key[sample.key], text, **self.sandbox).passed
+        return verify_code(self.problem(sample), text, **self.sandbox).passed
+
+    def problem(self, sample: TextSample) -> CodeProblem:
+        """The problem that a sample was made of, with its tests."""
+        return self._by_key[sample.key]
 
     @cached_property
     def _parts(self) -> tuple[list[CodeProblem], list[CodeProblem]]:
