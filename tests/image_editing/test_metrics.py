@@ -1,10 +1,12 @@
 """Measures of edits: worked numbers, and results that must fail."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from hf_rm.tasks.image_editing import edit_metrics, generate_edits, instruction_success, vqa_score
-from hf_rm.tasks.image_editing.metrics import CHANGED, MAX_PSNR, described
+from hf_rm.tasks.image_editing.metrics import CHANGED, MAX_PSNR, described, load_scorer
 
 
 def picture(value: int = 100) -> np.ndarray:
@@ -71,12 +73,30 @@ def test_a_scorer_is_asked_about_what_the_picture_should_show() -> None:
         asked.extend(texts)
         return [0.25] * len(pictures)
 
-    assert vqa_score(scorer, examples.target, examples).tolist() == [0.25] * 5
-    assert asked == described(examples) and all(asked)
+    texts = described(examples)
+    assert vqa_score(scorer, examples.target, texts).tolist() == [0.25] * 5
+    assert asked == texts and all(asked)
     with pytest.raises(ValueError, match="`scorer`"):
-        vqa_score(lambda pictures, texts: [0.5], examples.target, examples)
+        vqa_score(lambda pictures, texts: [0.5], examples.target, texts)
     with pytest.raises(ValueError, match="`scorer`"):
-        vqa_score(lambda pictures, texts: [2.0] * 5, examples.target, examples)
+        vqa_score(lambda pictures, texts: [2.0] * 5, examples.target, texts)
+    with pytest.raises(ValueError, match="`texts` has 4"):
+        vqa_score(scorer, examples.target, texts[1:])
+
+
+def test_a_scorer_is_found_by_name_in_the_working_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_scorer_of_this_test.py").write_text(
+        "half = lambda pictures, texts: [0.5] * len(texts)\nnine = 9\n"
+    )
+    scorer = load_scorer("own_scorer_of_this_test:half")
+    assert vqa_score(scorer, picture(), ["a cat"]).tolist() == [0.5]
+    for wrong in ("own_scorer_of_this_test", "own_scorer_of_this_test:none", "no_such_module_here:x", ":x"):
+        with pytest.raises(ValueError, match=f"`vqa` is '{wrong}'"):
+            load_scorer(wrong)
+    with pytest.raises(ValueError, match="a int: name something to call"):
+        load_scorer("own_scorer_of_this_test:nine")
 
 
 def test_bad_input_is_named() -> None:

@@ -8,7 +8,10 @@ as the tokenizer decodes it, so that what the tokenizer loses everywhere is not 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -139,20 +142,49 @@ def described(examples: EditExamples) -> list[str]:
     return [_description(edit) for edit in examples.edits]
 
 
-def vqa_score(scorer: PictureQuestionScorer, result: Image, examples: EditExamples) -> Values:
+def vqa_score(scorer: PictureQuestionScorer, result: Image, texts: Sequence[str]) -> Values:
     """
-    The scorer's probability that each result shows what was asked for, (B,).
+    The scorer's probability that each result shows what its text says, (B,).
+
+    Args:
+        scorer ([`PictureQuestionScorer`]): the model; [`load_scorer`] finds one by name.
+        result (`(B, H, W, 3)` uint8): the pictures.
+        texts (sequence of B `str`): [`described`] of composed edits, `descriptions` of users' pairs.
 
     Raises:
-        ValueError: when the scorer gives another number of scores, or one outside [0, 1].
+        ValueError: for another number of texts, or when the scorer gives another number of scores, or one outside
+            [0, 1].
     """
-    scores = np.asarray(scorer(result, described(examples)), dtype=np.float64)
-    if scores.shape != (len(examples),) or not ((scores >= 0) & (scores <= 1)).all():
+    if len(texts) != len(result):
+        raise ValueError(f"`texts` has {len(texts)} for {len(result)} pictures: pass one for each.")
+    scores = np.asarray(scorer(result, texts), dtype=np.float64)
+    if scores.shape != (len(result),) or not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(
-            f"`scorer` gave scores of shape {scores.shape} for {len(examples)} pictures: it must return one "
+            f"`scorer` gave scores of shape {scores.shape} for {len(result)} pictures: it must return one "
             "probability from 0 to 1 for each."
         )
     return scores
+
+
+def load_scorer(name: str) -> PictureQuestionScorer:
+    """
+    The [`PictureQuestionScorer`] that `module:callable` names; the module may lie in the working directory.
+
+    Raises:
+        ValueError: for a name without a colon, a module that cannot be imported, or no callable of that name in it.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"`vqa` is {name!r}: pass `module:callable`.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        scorer: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`vqa` is {name!r}, which cannot be had: {error}.") from error
+    if not callable(scorer):
+        raise ValueError(f"`vqa` is {name!r}, a {type(scorer).__name__}: name something to call.")
+    return scorer
 
 
 def _outside(result: Image, source: Image, outside: Mask) -> dict[str, float]:

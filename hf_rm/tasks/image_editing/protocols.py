@@ -81,6 +81,10 @@ class Layout(Conditions, Protocol):
         """What a reveal must never write."""
         ...
 
+    def encode_text(self, instruction: str) -> list[int]:
+        """The ids of an instruction, padded; a ValueError for one that cannot be held."""
+        ...
+
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Grid:
         """(B, N) ids."""
         ...
