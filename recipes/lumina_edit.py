@@ -185,7 +185,6 @@ def evaluate(
         "seed": None,
         "edits": measure(run.result, examples, editor.tokens, keep_pixels=False),
         "forwards": float(run.num_forwards.mean()),
-        "seconds_an_edit": run.seconds / len(examples),
     }
 
 

@@ -315,7 +315,7 @@ def test_the_recipe_trains_an_adapter_and_evaluates_it(checkpoint, tmp_path) -> 
         written.append(weights.stat().st_mtime_ns)
     assert written[0] == written[1], "a finished training is not repeated"
     records = json.loads((tmp_path / "out" / "records.json").read_text())
-    assert [record["system"] for record in records] == ["copy", "limit", "base, regenerated", "RM"]
+    assert [record["system"] for record in records] == ["copy", "oracle", "base, regenerated", "RM"]
     assert all(len(record["edits"]["psnr"]) == 2 for record in records)
     assert records[2]["forwards"] == 6.0, "two steps of three branches"
     for name in ("base.png", "rm.png"):
