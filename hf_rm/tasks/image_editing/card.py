@@ -51,8 +51,9 @@ be encoded with `codebook.npz` by hand.
 
 {evaluated}. 95 % intervals in brackets, over the edits. *precision*: share of the changed pixels inside the region;
 *coverage*: share of the region that changed; *success*: what was asked for is there, where it should be, and what was
-there before is gone; *acted*: anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source.
-Where a token ends as it was, the source's own pixels stay, for every system. The oracle knows the target's tokens.
+there before is gone (a check that agrees with the eye in 9 of 10); *acted*: anything changed at all; *mae*, *psnr*,
+*ssim*: outside the region, against the source. Where a token ends as it was, the source's own pixels stay, for every
+system. The oracle knows the target's tokens.
 
 {table}
 
@@ -111,7 +112,7 @@ _OWN = "Pairs of pictures that the user brought: nothing is known here of their 
 _CONDITIONS = """These are easy conditions: pictures of {size} px, objects {places}, and {names}.
 {under}
 """
-_OTHER_CONDITIONS = """Under others, for which it was not trained (the same photographs and seed):
+_OTHER_CONDITIONS = """Under others, for which it was not trained (the same seed):
 
 {table}
 """
