@@ -262,10 +262,15 @@ def test_training_on_its_sequences_corrupts_codes_only(checkpoint, tokenizer, la
     args = RMTrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", disable_tqdm=True, pool_fraction=0.5, dataloader_pin_memory=False,
+        loss_chunk_rows=4,
     )  # fmt: skip
+    shapes: list = []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, out: shapes.append(tuple(out.shape)))
     before = model.get_input_embeddings().weight.detach().clone()
     ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate).train()
     assert not torch.equal(before[dimoo.MASK_ID], model.get_input_embeddings().weight[dimoo.MASK_ID])
+    # The scores of all positions never exist at once, the fourth loss included: 12 labelled ones in threes of four.
+    assert set(shapes) == {(4, dimoo.VOCAB_SIZE)} and len(shapes) == 2 * 3 * 2
 
 
 def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae) -> None:

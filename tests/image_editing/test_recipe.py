@@ -65,6 +65,35 @@ def test_the_fourth_loss_looks_at_the_unedited_canvas_of_every_row(tmp_path: Pat
         ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=-1)
 
 
+@pytest.mark.parametrize("pool", [0.0, 0.5])
+def test_four_losses_in_chunks_are_those_of_all_scores_at_once(tmp_path: Path, pool: float) -> None:
+    layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
+    source = np.random.default_rng(0).integers(0, 4, (16, 2, 2))
+    rows = EditRows(layout.sequences(["paint"] * 16, source, np.where(source == 2, 3, source)), layout)
+    collate = edit_collator(layout, full_corruption=1.0, first_states=0.3)
+    batch = collate([rows[i] for i in range(8)])
+    found = []
+    for chunk in (0, 5):
+        torch.manual_seed(0)
+        model = build_image_edit_model(layout, **TINY)
+        shapes: list = []
+        model.get_output_embeddings().register_forward_hook(lambda module, given, out: shapes.append(out.shape))  # noqa: B023
+        args = tiny_training(tmp_path, pool_fraction=pool, loss_chunk_rows=chunk, per_device_train_batch_size=8)
+        trainer = ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=0.5)
+        model.train()
+        total = 0.0
+        for _ in range(3):  # the pool goes on
+            loss = trainer.compute_loss(model, {name: value.clone() for name, value in batch.items()})
+            loss.backward()
+            total += loss.item()
+        found.append((total, [parameter.grad.clone() for parameter in model.parameters()]))
+        assert max(shape[0] if len(shape) == 2 else shape[0] * shape[1] for shape in shapes) == (chunk or 8 * 9)
+        assert not trainer.compute_loss(model, batch, return_outputs=True)[1]["loss"].isnan()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_train_evaluate_and_report(tmp_path: Path) -> None:
