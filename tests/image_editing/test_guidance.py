@@ -65,7 +65,7 @@ def test_scores_are_the_formula_of_three_forward_passes_with_their_own_histories
     for step in range(int(output.num_steps.max())):
         scores = []
         for branch, seen in enumerate(
-            (states[step], LAYOUT.without_text(states[step])[0], LAYOUT.without_source(states[step]))
+            (states[step], LAYOUT.without_text(states[step])[0], LAYOUT.without_source(states[step])[0])
         ):
             out = model(seen, editable_mask=editable, history=memories[branch])
             memories[branch] = out.history

@@ -131,7 +131,7 @@ def _without_conditions(ids: Tensor, layout: Layout, drops: tuple[Tensor, Tensor
     """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
     text, image = (drop.reshape(-1, *[1] * (ids.dim() - 1)) for drop in drops)
     ids = torch.where(text, layout.without_text(ids)[0], ids)
-    return torch.where(image, layout.without_source(ids), ids)
+    return torch.where(image, layout.without_source(ids)[0], ids)
 
 
 def _attention(layout: Layout, ids: Tensor) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ class TwoScaleGuidance(ReflectiveGenerationMixin, nn.Module):
         if self.text_scale:
             branches.append((*self.conditions.without_text(ids, mask), self.text_scale))
         if self.image_scale:
-            branches.append((self.conditions.without_source(ids), mask, self.image_scale))
+            branches.append((*self.conditions.without_source(ids, mask), self.image_scale))
         return branches
 
 

@@ -165,11 +165,11 @@ class EditLayout:
         ids[:, : self.text_length] = prefix.reshape(-1, *[1] * (ids.dim() - 2))
         return ids, attention_mask
 
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens."""
+    def without_source(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens; the mask as it is."""
         ids = ids.clone()
         ids[:, self.source] = MASK_ID
-        return ids
+        return ids, attention_mask
 
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Ids:
         """

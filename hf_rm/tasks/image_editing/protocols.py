@@ -18,8 +18,8 @@ class Conditions(Protocol):
         """Sequences (B, N) and their mask, with the unconditional prefix in the instruction's place."""
         ...
 
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Sequences (B, N) with masks in place of the source's tokens."""
+    def without_source(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sequences (B, N) and their mask, without the source: masks in its place, or hidden."""
         ...
 
 

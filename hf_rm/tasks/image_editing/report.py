@@ -163,6 +163,31 @@ def pooled(records: Sequence[Record]) -> list[Record]:
     return together
 
 
+def joined(parts: Sequence[Record]) -> Record:
+    """
+    One system's records of several sets of edits as one: what is of every edit behind each other, forwards averaged.
+
+    Example:
+        >>> parts = [{"edits": {"mae": [1.0]}, "forwards": 2.0}, {"edits": {"mae": [4.0, 5.0]}, "forwards": 5.0}]
+        >>> joined(parts)
+        {'edits': {'mae': [1.0, 4.0, 5.0]}, 'forwards': 4.0}
+    """
+    whole: Record = {**parts[0], "edits": _behind_each_other([part["edits"] for part in parts])}
+    if "reconstruction" in whole:
+        whole["reconstruction"] = _behind_each_other([part["reconstruction"] for part in parts])
+    if "vqa" in whole:
+        whole["vqa"] = [score for part in parts for score in part["vqa"]]
+    counts = [len(part["edits"]["mae"]) for part in parts]
+    for name in COSTS:
+        if name in whole:
+            whole[name] = float(np.average([part[name] for part in parts], weights=counts))
+    return whole
+
+
+def _behind_each_other(columns: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    return {name: [value for column in columns for value in column[name]] for name in columns[0]}
+
+
 def results_tables(records: Sequence[Record], title: str) -> list[Table]:
     """One table each of what was edited, what was kept, and both as tokens can show it."""
     return [

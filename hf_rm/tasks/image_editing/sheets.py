@@ -88,6 +88,8 @@ def write_edit_sheet(
     panels = (source, region_overlay(source, predicted), result, target, difference_map(result, target))
     pillow, draw_module = _pillow()
     width, height = _GAP + (_SIDE + _GAP) * len(panels), _GAP + _LINE + (_LINE + _SIDE + _GAP) * len(source)
+    scale = _SIDE / max(source.shape[1:3])
+    tile_size = (round(scale * source.shape[2]), round(scale * source.shape[1]))
     sheet = pillow.new("RGB", (width, height), _PAPER)
     draw = draw_module.Draw(sheet)
     for column, name in enumerate(_COLUMNS):
@@ -97,7 +99,7 @@ def write_edit_sheet(
         heading = f"{row}. {instructions[row]}" + (f"   [{notes[row]}]" if notes[row] else "")
         draw.text((_GAP, top), heading.encode("latin-1", "replace").decode("latin-1"), fill=_INK)
         for column, panel in enumerate(panels):
-            tile = pillow.fromarray(panel[row]).resize((_SIDE, _SIDE), pillow.Resampling.NEAREST)
+            tile = pillow.fromarray(panel[row]).resize(tile_size, pillow.Resampling.NEAREST)
             sheet.paste(tile, (_GAP + column * (_SIDE + _GAP), top + _LINE))
     with replacing(path) as draft:
         sheet.save(draft, format="PNG", optimize=True)
