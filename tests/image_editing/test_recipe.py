@@ -225,6 +225,12 @@ def test_what_is_kept_is_found_again_by_its_content(tmp_path: Path, recipe) -> N
     assert found[1]["edits"]["ssim"] != found[0]["edits"]["ssim"]
 
 
+def test_what_the_recipe_takes_unless_asked_otherwise(recipe) -> None:
+    arguments = recipe.ImageEditArguments()
+    assert (arguments.text_drop, arguments.image_drop, arguments.unlikelihood_weight) == (0.1, 0.1, 0.1)
+    assert (arguments.eval_edits, arguments.dev_edits, arguments.other_edits, arguments.size) == (500, 200, 200, 64)
+
+
 def test_larger_pictures_get_larger_layouts(tmp_path: Path, recipe) -> None:
     arguments = recipe.ImageEditArguments(train_edits=4, size=128, cell=8, emoji=8, patch=16, codes=8, **TINY)
     book = recipe.codebook(arguments, tmp_path)
