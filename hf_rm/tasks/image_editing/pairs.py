@@ -230,7 +230,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ImportError('Parquet is read with pyarrow; run `pip install "hf-rm[recipes]"`.') from error
+        raise ImportError('Parquet is read with pyarrow; run `pip install "hf-rm[image]"`.') from error
     try:
         with ParquetFile(path) as table:
             number = 0
