@@ -139,7 +139,7 @@ def test_the_source_is_kept_below_a_share_that_is_asked_for(model) -> None:
         surer = best.values / (best.values + own) > threshold
         assert torch.equal(found, torch.where(surer, best.indices, source)), threshold
         changed.append(int((found != source).sum()))
-    assert changed[0] > changed[1] > changed[2] or changed[0] > changed[2], changed
+    assert changed[0] >= changed[1] >= changed[2] and changed[0] > changed[2], changed
     # The words and the source are never touched, and neither are scores at positions that do not exist.
     positions = torch.tensor([[canvas.start, LAYOUT.length + 5]]).expand(3, -1)
     scores = KeptSource(model, LAYOUT, 0.9)._denoise(blank, None, editable, None, False, positions).logits
