@@ -74,10 +74,9 @@ from hf_rm.tasks.image_editing.scenes import emoji_pool
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.tasks.remask.problems import as_dict
-from hf_rm.tasks.remask.stages import Clock
 from hf_rm.tasks.sudoku.model import VARIANTS
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer
-from hf_rm.training.stages import claim_folder, write_json
+from hf_rm.training.stages import CLOCK_FILE, Clock, claim_folder, settings_that_matter, write_json
 from hf_rm.visualize._files import replacing
 
 SYSTEMS: dict[str, dict[str, str]] = {
@@ -234,7 +233,8 @@ def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
 
 def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -> dict[str, Any]:
     """What the trained weights depend on."""
-    settings = {name: getattr(training, name) for name in _TRAINING_SETTINGS}
+    arguments_of_training = {item.name: getattr(training, item.name) for item in dataclasses.fields(training)}
+    settings = settings_that_matter(arguments_of_training)
     settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
     own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs}
     return settings | {"start": as_dict(arguments.start)} | own
@@ -316,32 +316,12 @@ def started(
 def train(trainer: Any, folder: Path) -> float | None:
     """To the end, from the last checkpoint if there is one. CPU minutes of all parts, where one process did them."""
     last = get_last_checkpoint(folder)
-    clock = Clock(folder, resumed=last is not None)
+    clock = Clock(folder / CLOCK_FILE, resumed=last is not None)
     trainer.add_callback(clock)
     trainer.train(resume_from_checkpoint=last)
-    return clock.seconds / 60 if trainer.args.world_size == 1 else None
+    return clock.seconds["cpu_seconds"] / 60 if trainer.args.world_size == 1 else None
 
 
-_TRAINING_SETTINGS = (
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "muon_learning_rate",
-    "law",
-    "horizon",
-    "max_attempts",
-    "min_corruption_rate",
-    "max_corruption_rate",
-    "full_corruption",
-    "edit_weight",
-    "pool_fraction",
-    "pool_start_step",
-    "pool_start",
-    "reveal_weights",
-    "mask_row_batches",
-    "bf16",
-)
 _RECIPE_SETTINGS = (
     "train_edits",
     "size",
