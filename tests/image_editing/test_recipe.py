@@ -192,7 +192,7 @@ def test_minutes_of_an_interrupted_training_count(tmp_path: Path, recipe, monkey
     monkeypatch.setattr(recipe.ImageEditTrainer, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recipe.trained_editor(arguments, training, "rm", 0, book)
-    before = json.loads((tmp_path / "rm_seed0" / "cpu_seconds.json").read_text())
+    before = json.loads((tmp_path / "rm_seed0" / "clock.json").read_text())["cpu_seconds"]
     monkeypatch.setattr(recipe.ImageEditTrainer, "compute_loss", compute)
     _, minutes = recipe.trained_editor(arguments, training, "rm", 0, book)
     assert before >= 600 and minutes > before / 60 + 5

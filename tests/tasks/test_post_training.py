@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ from hf_rm.tasks.text_recipe import (
     with_default_config,
 )
 from hf_rm.training.base import MaskedTrainer
-from hf_rm.training.stages import NEUTRAL_ARGUMENTS, claim_folder
+from hf_rm.training.stages import claim_folder
 
 SYSTEMS = ["base", "sft", "rm", "rm-no-hr", "rm-paper", "rm-harvested"]
 
@@ -411,10 +410,6 @@ def test_law_and_pool_are_those_of_the_run_where_a_system_does_not_fix_them(tmp_
         assert (taken[name]["law"], taken[name]["pool_fraction"]) == ("paper", 0.25), name
     other = prepared(tmp_path, base, training={"law": "attempts"})._trainer_arguments("rm-paper", 0, tmp_path)
     assert (other["law"], other["pool_fraction"]) == ("paper", 0.0)
-
-
-def test_neutral_arguments_are_arguments():
-    assert {field.name for field in fields(RMTrainingArguments)} >= NEUTRAL_ARGUMENTS
 
 
 def test_a_refusal_that_would_fill_the_screen_is_cut(tmp_path):
