@@ -251,11 +251,14 @@ class ReflectiveGenerationConfig(GenerationConfig):
         """
         A validated copy with some settings changed; unknown names are refused.
 
-        A new preset replaces what the old one and the defaults said, but not what was set by hand.
+        A new preset replaces what the old one and the defaults said, and whatever reveal and revision rule was set by
+        hand: those two are what it is a name for. Other settings made by hand stay.
         """
         values = {name: getattr(self, name) for name in DEFAULTS}
-        if changes.get("preset", self.preset) != self.preset:
-            values = self._by_hand()
+        preset = changes.get("preset", self.preset)
+        if preset != self.preset:
+            rules = {"reveal", "revise"} & PRESETS.get(str(preset), {}).keys()
+            values = {name: value for name, value in self._by_hand().items() if name not in rules}
         return type(self)(**{**values, **changes})
 
     def _by_hand(self) -> dict[str, Any]:
