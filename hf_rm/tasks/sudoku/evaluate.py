@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -60,22 +61,41 @@ class SudokuRun:
         """The metrics of Table 2 with their 95 % intervals; see [`sudoku_metrics`]."""
         return sudoku_metrics(self.initial, self.final, self.target, states=self.states)
 
-    def own_recall(self) -> dict[str, dict[str, float]]:
+    def own_recall(
+        self, boards: npt.NDArray[np.bool_] | None = None, first_only: bool = False
+    ) -> dict[str, dict[str, float]]:
         """Re-mask recall of wrong tokens along the model's own trajectories; see [`remask_recall_by_history`]."""
-        return remask_recall_by_history(self.states, self.actions, self.target, num_steps=self.num_steps)
+        rows = np.ones(len(self.final), dtype=bool) if boards is None else boards
+        path = self.states[:, rows], self.actions[:, rows], self.target[rows]
+        return remask_recall_by_history(*path, num_steps=self.num_steps[rows], first_only=first_only)
 
-    def by_errors(self) -> dict[str, dict[str, float]]:
-        """By the number of wrong cells a board began with: counts, shares exact, valid and not come to rest."""
+    def by_errors(self, ceiling: CeilingTable | None = None) -> dict[str, dict[str, float]]:
+        """
+        By the number of wrong cells a board began with: counts, shares exact, valid and not come to rest, and with a
+        ceiling of the same boards that, and the share exact of the uniquely decodable ones.
+        """
         errors = (self.initial != self.target).sum(axis=1)
-        valid = is_valid(self.final)
-        table = {}
+        shares: dict[str, npt.NDArray[Any]] = {
+            "exact": self.exact,
+            "valid": is_valid(self.final),
+            "unfinished": ~self.converged,
+        }
+        unique = None
+        if ceiling is not None:
+            shares["ceiling"], unique = ceiling.credit[: len(errors)], ceiling.unique[: len(errors)]
+        table: dict[str, dict[str, float]] = {}
         for low, high in ERROR_RANGES:
             rows = (errors >= low) & (errors <= high)
-            if rows.any():
-                shares = {"exact": self.exact, "valid": valid, "unfinished": ~self.converged}
-                table[f"{low} to {high}"] = {"boards": int(rows.sum())} | {
-                    name: float(value[rows].mean()) for name, value in shares.items()
+            if not rows.any():
+                continue
+            row = {"boards": int(rows.sum())} | {name: float(value[rows].mean()) for name, value in shares.items()}
+            if unique is not None:
+                alone = self.exact[rows & unique]
+                row |= {
+                    "unique_boards": len(alone),
+                    "exact_on_unique": float(alone.mean()) if len(alone) else math.nan,
                 }
+            table[f"{low} to {high}"] = row
         return table
 
     def accuracy_after(self, rounds: int) -> Interval:

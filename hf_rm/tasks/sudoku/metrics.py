@@ -173,10 +173,12 @@ def remask_recall_by_history(
     mask_id: int = MASK_ID,
     num_steps: Any | None = None,
     draft_is_attempt: bool = False,
+    first_only: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Measure how often a visible wrong token is re-masked, by what its history looks like.
 
-    Every visible wrong token before every step counts once, in one class:
+    Every visible wrong token before every step counts once, in one class (so one that is kept for long counts often:
+    `first_only` counts it the first time alone):
 
     - ``since_start``: wrong at every step so far and never a mask.
     - ``revealed_once``: revealed from a mask exactly once in its history.
@@ -194,6 +196,8 @@ def remask_recall_by_history(
         num_steps: Steps each row really took, shape (B,); later ones are padding and not counted.
         draft_is_attempt: Whether a token visible at the start is its position's first attempt, so that ``w' M w``
             counts as ``second_attempt``; by default only reveals count and it is ``revealed_once``.
+        first_only: Whether a wrong token counts at a position only before the first step that finds it there. Ids then
+            are in 0..62.
 
     Returns:
         For each class ``recall`` with its 95 % Wilson interval ``low`` and ``high``, and ``count``; nan where it is 0.
@@ -216,6 +220,7 @@ def remask_recall_by_history(
     attempts = ((path[0] != mask_id) & draft_is_attempt).astype(np.int64)
     reveals = np.zeros(right.shape, dtype=np.int64)
     always_wrong = np.ones(right.shape, dtype=bool)
+    met = np.zeros(right.shape, dtype=np.int64)  # bit w: the wrong token w stood here before
     tallies: dict[str, list[int]] = {name: [0, 0] for name in _HISTORY_CLASSES}
     for step, (state, action) in enumerate(zip(path[:-1], acts, strict=True)):
         if step:
@@ -223,6 +228,10 @@ def remask_recall_by_history(
         wrong = (state != mask_id) & (state != right)
         always_wrong &= wrong
         counted = wrong & (step < lengths)[:, None]
+        if first_only:
+            token = state.astype(np.int64)
+            counted &= (met >> token) & 1 == 0
+            met |= np.left_shift(wrong.astype(np.int64), token)
         again = reveals + attempts > 1
         members = (always_wrong, (reveals > 0) & ~again, (reveals > 0) & again, (reveals == 0) & ~always_wrong)
         for name, member in zip(_HISTORY_CLASSES, members, strict=True):
