@@ -5,11 +5,69 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-SETTINGS_FILE = "settings.json"
+from transformers import TrainerCallback
+
+SETTINGS_FILE, CLOCK_FILE = "settings.json", "cpu_seconds.json"
+NEUTRAL_ARGUMENTS = frozenset(
+    """
+    output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id report_to
+    logging_strategy logging_steps logging_first_step logging_nan_inf_filter log_level log_level_replica
+    log_on_each_node include_num_input_tokens_seen disable_tqdm skip_memory_metrics debug
+    save_only_model save_strategy save_steps save_on_each_node save_total_limit enable_jit_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision
+    do_train do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps
+    eval_do_concat_batches eval_use_gather_object per_device_eval_batch_size prediction_loss_only batch_eval_metrics
+    include_for_metrics bf16_full_eval fp16_full_eval label_names
+    resume_from_checkpoint restore_callback_states_from_checkpoint local_rank ddp_backend ddp_timeout
+    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context torch_empty_cache_steps
+    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+    max_length
+    """.split()
+)
+"""
+Arguments of a trainer that no weight depends on: where things go and what they are called; what is logged, saved,
+published and evaluated; how data are fetched and processes meet; what is computed again rather than kept; and the
+longest row, since what it leaves out is known by the rows' digest.
+"""
+_SHOWN = 8
+
+
+def settings_that_matter(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Those of a trainer's arguments that its weights depend on, as JSON can hold them.
+
+    All but `NEUTRAL_ARGUMENTS` and what others make idle: the pool's settings without a pool, `max_attempts` under the
+    paper's law, epochs where a number of steps is given.
+
+    Args:
+        values (`dict`): arguments by name.
+
+    Example:
+        >>> settings_that_matter({"max_steps": 10, "num_train_epochs": 3.0, "logging_steps": 5, "weight_decay": 0.1})
+        {'max_steps': 10, 'weight_decay': 0.1}
+    """
+    idle = {name for name in values if name.startswith("pool_")} if not values.get("pool_fraction") else set()
+    if values.get("law") == "paper":
+        idle.add("max_attempts")
+    if values.get("max_steps", 0) > 0:
+        idle.add("num_train_epochs")
+    kept = {
+        name: value for name, value in values.items() if name not in NEUTRAL_ARGUMENTS | (idle - {"pool_fraction"})
+    }
+    return json.loads(json.dumps(kept, default=_readable))
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return value.to_dict() if hasattr(value, "to_dict") else str(value)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -52,6 +110,30 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
         if known.get(name) != settings.get(name)
     ]
     if differing:
-        raise ValueError(
-            f"{folder} holds another run: {'; '.join(differing)}. Pass another --output_dir or delete it."
-        )
+        more = len(differing) - _SHOWN
+        shown = "; ".join(differing[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise ValueError(f"{folder} holds another run: {shown}. Pass another --output_dir or delete it.")
+
+
+class Clock(TrainerCallback):
+    """
+    CPU seconds of a stage in this process, over all its beginnings: what is done again after a checkpoint counts once.
+
+    Args:
+        folder (`str` or `Path`): of the stage, where every checkpoint's time is noted.
+        resumed (`bool`): whether the stage goes on from a checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, resumed: bool) -> None:
+        self.path, self.began = Path(folder) / CLOCK_FILE, time.process_time()
+        self.before = json.loads(self.path.read_text()) if resumed and self.path.exists() else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return float(self.before + time.process_time() - self.began)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run counts on from its checkpoint."""
+        if state.is_world_process_zero:
+            write_json(self.path, self.seconds)
