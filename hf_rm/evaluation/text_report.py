@@ -145,7 +145,7 @@ def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Pa
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('`plot_forwards` needs matplotlib: pip install "hf-rm[test]"') from error
+        raise ImportError('`plot_forwards` needs matplotlib: pip install "hf-rm[recipes]"') from error
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for name, evaluations in curves.items():

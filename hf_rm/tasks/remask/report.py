@@ -214,7 +214,7 @@ def plot_rewards(curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[test]"') from error
+        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[recipes]"') from error
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, runs) in enumerate(curves.items()):
