@@ -144,12 +144,13 @@ def evaluate_model(arguments: SudokuArguments, model: Any, folder: Path, name: s
             told = {"source": source, "eval_seed": arguments.eval_seed, "decoding": decoding, "recall": recall}
             records.append(make_record(run, ceiling, name=f"{shown} ({decoding})", **told, **labels))
             if len(records) == 1 and arguments.replay_boards:
-                page = write_replay(run, folder / "replay.html", arguments.replay_boards, records[0]["name"])
+                facts = {"model": name, "decoding": decoding, "boards": source, "seed": str(arguments.eval_seed)}
+                page = write_replay(run, folder / "replay.html", arguments.replay_boards, facts)
                 records[0]["replay_page"] = str(page)
     return records
 
 
-def write_replay(run: SudokuRun, path: Path, boards: int, name: str) -> Path:
+def write_replay(run: SudokuRun, path: Path, boards: int, facts: dict[str, str]) -> Path:
     """An HTML page with the first boards' revision."""
     replays = [
         Replay.from_trajectory(
@@ -161,7 +162,8 @@ def write_replay(run: SudokuRun, path: Path, boards: int, name: str) -> Path:
             editable=[True] * CELLS,
             num_steps=int(run.num_steps[row]),
             layout="grid",
-            title=f"Board {row}, {name}",
+            title=f"Board {row}, {facts['model']} ({facts['decoding']})",
+            metadata=facts,
         )
         for row in range(min(boards, len(run.final)))
     ]

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from hf_rm import RMTrainingArguments
 from hf_rm.tasks.sudoku.arguments import SudokuArguments, check_run
 from hf_rm.tasks.sudoku.card import blocks
+from hf_rm.tasks.sudoku.report import ablation_markdown
 
 ROOT = Path(__file__).parents[1]
 CARD = ROOT / "model_cards" / "rm-sudoku"
@@ -71,6 +72,7 @@ def test_train_evaluate_and_report(tmp_path):
     assert {"model.safetensors", "modeling_rm.py", "tokenizer.json", "replay.html"} <= {p.name for p in run.iterdir()}
     (record,) = json.loads((tmp_path / "out" / "records.json").read_text())
     assert record["boards"] == 6 and record["steps"] == 3
+    assert json.loads((run / "generation_config.json").read_text())["reveal"] == "threshold"
 
     again = launch(RECIPE, "--config", str(config), cwd=tmp_path)
     assert again.returncode == 0 and "finished before" in again.stdout
@@ -190,6 +192,28 @@ def test_a_missing_model_is_named_before_the_training(tmp_path, monkeypatch):
     config.write_text(yaml.safe_dump({**TINY, "also_evaluate": ["no/such-model"], "output_dir": str(tmp_path)}))
     with pytest.raises(OSError, match="such-model"):
         launched(recipe, monkeypatch, "--config", str(config))
+
+
+def test_an_ablation_replaces_its_table_and_its_records(tmp_path, capsys):
+    saved = ROOT / "benchmarks" / "results" / "sudoku_ablation.json"
+    records = json.loads(saved.read_text())
+    for record in records:
+        record["exact_accuracy"] -= 0.5
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    arguments = SudokuArguments(
+        variants=["no-hr", "hr"],
+        seeds=[0, 1, 2],
+        decodings=["eq1"],
+        readme=str(readme),
+        records=str(tmp_path / "a.json"),
+    )
+    sudoku_recipe().report(arguments, records, tmp_path / "out")
+    assert f"<!-- ablation -->\n{ablation_markdown(records)}\n<!-- /ablation -->" in readme.read_text()
+    assert json.loads((tmp_path / "a.json").read_text())[3]["exact_accuracy"] == records[3]["exact_accuracy"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rounds.png"]
+    printed = capsys.readouterr().out
+    assert "mean ± standard deviation over seeds" in printed and "Recall along their own trajectories" in printed
 
 
 @pytest.mark.slow
