@@ -160,8 +160,11 @@ def test_a_card_prints_its_records_and_their_command(tmp_path: Path) -> None:
         assert block in text, name
     assert "12 generated and 12 real boards, seed 3, `print it`" in text
     assert "2 (eq1) of the generated ones" in text
-    assert "`train it`, seed 4: 1,200 steps of 16 generated boards and finishing stages of 30, 12.3 minutes" in text
-    assert "(10.0 + 2.3) in 1 process of 2 threads" in text and "50 % of a batch from the on-policy pool" in text
+    assert "`train it`, seed 4: 1,200 steps of 16 generated boards and a finishing stage of 30, 12.3 minutes" in text
+    assert (
+        "(10.0 + 2.3) in 1 process of 2 threads" in text
+        and "from the on-policy pool after step 1,000, 75 % in the finishing stage;" in text
+    )
     assert 'name = "OWNER/rm-mine"' in text and '"rm-mine")' not in text
     assert "Not recorded." in blocks(document(training=None))["training"]
 

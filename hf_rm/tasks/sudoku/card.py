@@ -251,7 +251,8 @@ def _training(training: Mapping[str, Any] | None) -> str:
     settings, stages = training["settings"], training["stages"]
     size = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * training["processes"]
     steps = [f"{stage['steps']:,}" for stage in stages]
-    finish = f" and finishing stages of {', '.join(steps[1:])}" if steps[1:] else ""
+    last = "a finishing stage" if len(steps) == 2 else "finishing stages"
+    finish = f" and {last} of {', '.join(steps[1:])}" if steps[1:] else ""
     minutes = " + ".join(f"{stage['cpu_minutes']:.1f}" for stage in stages)
     where = f"{_count(training['processes'], 'process', 'es')} of {_count(training['threads'], 'thread')}"
     attempts = f", up to {settings['max_attempts']} wrong attempts a cell" if "max_attempts" in settings else ""
@@ -259,7 +260,7 @@ def _training(training: Mapping[str, Any] | None) -> str:
     if settings["pool_fraction"]:
         pool = f"; {100 * settings['pool_fraction']:g} % of a batch from the on-policy pool"
         pool += f" after step {settings['pool_start_step']:,}" if settings.get("pool_start_step") else ""
-        pool += f", {100 * settings['finish_pool_fraction']:g} % in the finishing stages" if steps[1:] else ""
+        pool += f", {100 * settings['finish_pool_fraction']:g} % in {last.replace('a ', 'the ')}" if steps[1:] else ""
     muon = settings["muon_learning_rate"]
     rates = f"Muon at {muon:g} for the matrices and AdamW at {settings['learning_rate']:g} for the rest"
     return (
