@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-SETTINGS_FILE, CLOCK_FILE = "settings.json", "cpu_seconds.json"
+SETTINGS_FILE, CLOCK_FILE = "settings.json", "clock.json"
 NEUTRAL_ARGUMENTS = frozenset(
     """
     output_dir run_name project trackio_space_id trackio_bucket_id trackio_static_space_id report_to
@@ -117,23 +117,48 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
 
 class Clock(TrainerCallback):
     """
-    CPU seconds of a stage in this process, over all its beginnings: what is done again after a checkpoint counts once.
+    CPU and wall seconds that a stage took in this process, over all its beginnings.
+
+    As a callback of a trainer it notes them with every checkpoint: a resumed run counts on from there, as it trains.
+    The CPU time is that of all threads, and not that of other processes (a loader's workers, the sandbox).
 
     Args:
-        folder (`str` or `Path`): of the stage, where every checkpoint's time is noted.
-        resumed (`bool`): whether the stage goes on from a checkpoint.
+        path (`str` or `Path`, *optional*): where they are noted.
+        resumed (`bool`, defaults to `True`): count on from what is noted there.
+        parts (`dict`, *optional*): seconds of parts of the stage, by name; noted with the whole, which holds them.
+
+    Example:
+        >>> clock = Clock()
+        >>> sorted(clock.seconds), clock.seconds["cpu_seconds"] < 60
+        (['cpu_seconds', 'wall_seconds'], True)
     """
 
-    def __init__(self, folder: str | Path, resumed: bool) -> None:
-        self.path, self.began = Path(folder) / CLOCK_FILE, time.process_time()
-        self.before = json.loads(self.path.read_text()) if resumed and self.path.exists() else 0.0
+    def __init__(
+        self, path: str | Path | None = None, resumed: bool = True, parts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.noted = read_clock(self.path) if self.path is not None and resumed else {}
+        self.parts = {} if parts is None else parts
+        self.began = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter()}
 
     @property
-    def seconds(self) -> float:
-        """So far."""
-        return float(self.before + time.process_time() - self.began)
+    def seconds(self) -> dict[str, Any]:
+        """So far: `cpu_seconds`, `wall_seconds` and the parts."""
+        now = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter()}
+        spent = {name: self.noted.get(name, 0.0) + now[name] - began for name, began in self.began.items()}
+        return {**self.noted, **self.parts, **spent}
+
+    def save(self) -> None:
+        """Note them."""
+        if self.path is not None:
+            write_json(self.path, self.seconds)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run counts on from its checkpoint."""
         if state.is_world_process_zero:
-            write_json(self.path, self.seconds)
+            self.save()
+
+
+def read_clock(path: str | Path) -> dict[str, Any]:
+    """What a [`Clock`] noted; empty where it noted nothing."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

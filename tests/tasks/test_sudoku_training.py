@@ -14,7 +14,7 @@ from hf_rm.tasks.sudoku import arguments as arguments_module
 from hf_rm.tasks.sudoku import training as training_module
 from hf_rm.tasks.sudoku.arguments import SudokuArguments, check_run
 from hf_rm.tasks.sudoku.training import read_training, run_settings, train_run
-from hf_rm.training.stages import Clock
+from hf_rm.training.stages import CLOCK_FILE, write_json
 
 SMALL = {"num_layers": 4, "intermediate_size": 16, "finish_steps": [4], "finish_pool_max_age": 3}
 
@@ -153,12 +153,17 @@ def test_a_finishing_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch:
         train_run(arguments, parts, "hr-decay-her", "attempts+pool", 3)
     folder = tmp_path / "parts" / whole.name
     assert (folder / "finish1" / "checkpoint-2").is_dir() and read_training(folder) is None
+    noted = {name: json.loads((folder / name / CLOCK_FILE).read_text()) for name in ("", "finish1")}
+    for name, clock in noted.items():  # as if the first process had taken so long
+        write_json(folder / name / CLOCK_FILE, {**clock, "cpu_seconds": 600.0})
     stopper.step, seen[:] = -1, []
     assert train_run(arguments, parts, "hr-decay-her", "attempts+pool", 3) == folder
     assert seen == ["finish1"] * 2  # steps 3 and 4; nothing of the main stage
     ours, theirs = weights(folder), weights(whole)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
+    resumed = read_training(folder)
+    assert resumed is not None and all(10 < stage["cpu_minutes"] < 11 for stage in resumed["stages"])
     known = read_training(whole)
     assert known is not None and known["command"] == "one run" and known["settings"]["seed"] == 3
     assert [stage["steps"] for stage in known["stages"]] == [4, 4]
@@ -168,15 +173,3 @@ def test_a_finishing_stage_goes_on_where_it_stopped(tmp_path: Path, monkeypatch:
     assert train_run(arguments, parts, "hr-decay-her", "attempts+pool", 3) == folder and not seen
     with pytest.raises(ValueError, match="holds another run: loss_clip is reported there and none here"):
         train_run(arguments, small(tmp_path / "parts", loss_clip="none"), "hr-decay-her", "attempts+pool", 3)
-
-
-def test_a_clock_counts_over_interruptions_and_repeated_work_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = iter([100.0, 130.0, 5.0, 25.0, 7.0, 8.0])
-    monkeypatch.setattr("hf_rm.training.stages.time.process_time", lambda: next(now))
-    state = type("State", (), {"is_world_process_zero": True})
-    Clock(tmp_path, resumed=False).on_save(None, state, None)  # a checkpoint after 30 s; then it is killed
-    assert json.loads((tmp_path / "cpu_seconds.json").read_text()) == 30.0
-    assert Clock(tmp_path, resumed=True).seconds == 50.0
-    assert Clock(tmp_path, resumed=False).seconds == 1.0  # no checkpoint: all is done again

@@ -14,6 +14,7 @@ A stage that is done is not done again, one that was stopped goes on from its la
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...evaluation.statistics import Interval
@@ -36,10 +37,10 @@ from ...training import (
     default_lora_config,
 )
 from ...training.lora import is_adapted
-from ...training.stages import Clock, claim_folder, write_json
+from ...training.stages import claim_folder, write_json
 from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
 
-FINISHED = "finished.json"
+FINISHED, CLOCK = "finished.json", "cpu_seconds.json"
 KINDS: dict[str, Kind] = {"sft": "sft", "remask": "remedi", "rm": "rm"}
 _SUPERVISED: dict[str, tuple[Any, Any]] = {
     "sft": (MaskedSFTTrainer, MaskedSFTArguments),
@@ -120,6 +121,24 @@ def check_stage(name: str, stages: Mapping[str, Stage]) -> None:
     if (stage.trainer == "rl") == (before == "sft"):
         fit = "a stage with a policy: remask, rm or given" if stage.trainer == "rl" else "vanilla fine-tuning (sft)"
         raise ValueError(f"stage {name!r} comes after {stage.after!r}, a {before} stage: let it follow {fit}.")
+
+
+class Clock(TrainerCallback):
+    """CPU seconds of a stage in this process, over all its beginnings."""
+
+    def __init__(self, folder: Path, resumed: bool) -> None:
+        self.path, self.began = folder / CLOCK, time.process_time()
+        self.before = json.loads(self.path.read_text()) if resumed and self.path.exists() else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return float(self.before + time.process_time() - self.began)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run counts on from its checkpoint."""
+        if state.is_world_process_zero:
+            write_json(self.path, self.seconds)
 
 
 class RemaskStages:

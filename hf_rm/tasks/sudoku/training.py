@@ -23,7 +23,7 @@ from ...corruption import FixedProposal
 from ...hub import save_for_hub
 from ...modeling_rm import RMForMaskedDiffusion
 from ...training import RMTrainer, RMTrainingArguments
-from ...training.stages import Clock, claim_folder, settings_that_matter, write_json
+from ...training.stages import CLOCK_FILE, Clock, claim_folder, settings_that_matter, write_json
 from .arguments import SudokuArguments, split_law
 from .boards import VOCAB_SIZE, BoardArray, generate_boards
 from .model import VARIANTS, build_sudoku_model, build_sudoku_tokenizer
@@ -103,11 +103,11 @@ def run_stage(model: RMForMaskedDiffusion, args: RMTrainingArguments) -> dict[st
     """Train `model` in place on boards that no other stage sees; its steps and CPU minutes of this process."""
     folder = Path(args.output_dir)
     checkpoint = get_last_checkpoint(folder) if folder.exists() else None
-    clock = Clock(folder, checkpoint is not None)
+    clock = Clock(folder / CLOCK_FILE, resumed=checkpoint is not None)
     proposal = FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
     trainer = RMTrainer(model, args, train_dataset=training_boards(args), proposal=proposal, callbacks=[clock])
     trainer.train(resume_from_checkpoint=checkpoint)
-    return {"steps": trainer.state.global_step, "cpu_minutes": round(clock.seconds / 60, 2)}
+    return {"steps": trainer.state.global_step, "cpu_minutes": round(clock.seconds["cpu_seconds"] / 60, 2)}
 
 
 def finishing_arguments(
