@@ -181,22 +181,17 @@ def _ablation(records: Sequence[Record], group: Sequence[str]) -> tuple[_Rows, _
         cells[tuple(str(record[label]) for label in group)].append(record)
     cells = {labels: runs for labels, runs in cells.items() if runs}
     labels = ["history" if label == "variant" else label for label in group]
-    pasts, own_pasts = ("since start", "M w", "w' M w"), ("since start", "masked once", "masked again")
-    figures = [*labels, "seeds", *(_COLUMNS[key] for key in _ABLATED), *(f"recall %: {past}" for past in pasts)]
-    own = [*labels, *(f"{how} %: {past}" for how in ("first met", "every step") for past in own_pasts)]
-    return (
-        (
-            figures,
-            [[*names, str(len(runs)), *_figures(runs), *_recalls(runs, "recall")] for names, runs in cells.items()],
-        ),
-        (
-            own,
-            [
-                [*names, *_recalls(runs, "own_recall_first"), *_recalls(runs, "own_recall")]
-                for names, runs in cells.items()
-            ],
-        ),
-    )
+    headings = [*labels, "seeds", *(_COLUMNS[key] for key in _ABLATED)]
+    headings += [f"recall %: {past}" for past in ("since start", "M w", "w' M w")]
+    rows = [[*names, str(len(runs)), *_figures(runs), *_recalls(runs, "recall")] for names, runs in cells.items()]
+    # Records of an evaluation without a ceiling do not know which boards are uniquely decodable.
+    ways = {"own_recall_first": "first met", "own_recall": "every step"}
+    known = {which: how for which, how in ways.items() if any(which in record for record in records)}
+    own = [f"{how} %: {past}" for how in known.values() for past in ("since start", "masked once", "masked again")]
+    own_rows = [
+        [*names, *(cell for which in known for cell in _recalls(runs, which))] for names, runs in cells.items()
+    ]
+    return (headings, rows), ([*labels, *own], own_rows)
 
 
 def _values(records: Sequence[Record], label: str) -> list[str]:
