@@ -65,9 +65,8 @@ class SudokuRun:
         self, boards: npt.NDArray[np.bool_] | None = None, first_only: bool = False
     ) -> dict[str, dict[str, float]]:
         """Re-mask recall of wrong tokens along the model's own trajectories; see [`remask_recall_by_history`]."""
-        rows = np.ones(len(self.final), dtype=bool) if boards is None else boards
-        path = self.states[:, rows], self.actions[:, rows], self.target[rows]
-        return remask_recall_by_history(*path, num_steps=self.num_steps[rows], first_only=first_only)
+        steps = self.num_steps if boards is None else np.where(boards, self.num_steps, 0)
+        return remask_recall_by_history(self.states, self.actions, self.target, num_steps=steps, first_only=first_only)
 
     def by_errors(self, ceiling: CeilingTable | None = None) -> dict[str, dict[str, float]]:
         """

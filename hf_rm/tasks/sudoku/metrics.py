@@ -81,12 +81,14 @@ def replay_cells(
     path = _states(states, right)
     given_up = np.zeros(right.shape, dtype=np.int64)  # bit w: the wrong digit w was re-masked here
     replayed = np.zeros(right.shape, dtype=bool)
-    for before, after in pairwise(path):
+    for every_before, every_after in pairwise(path):
+        rows = (every_before != every_after).any(axis=1)  # most come to rest long before the last one
+        before, after = every_before[rows], every_after[rows]
         was_mask, is_mask = before == mask_id, after == mask_id
-        wrong = ~was_mask & (before != right)
-        given_up |= np.where(wrong & is_mask, np.left_shift(np.int64(1), before.astype(np.int64)), 0)
-        back = (given_up >> after.astype(np.int64)) & 1
-        replayed |= was_mask & ~is_mask & (back == 1)
+        wrong = ~was_mask & (before != right[rows])
+        given_up[rows] |= np.where(wrong & is_mask, np.left_shift(np.int64(1), before.astype(np.int64)), 0)
+        back = (given_up[rows] >> after.astype(np.int64)) & 1
+        replayed[rows] |= was_mask & ~is_mask & (back == 1)
     return (given_up != 0).sum(axis=1), replayed.sum(axis=1)
 
 
@@ -222,20 +224,22 @@ def remask_recall_by_history(
     always_wrong = np.ones(right.shape, dtype=bool)
     met = np.zeros(right.shape, dtype=np.int64)  # bit w: the wrong token w stood here before
     tallies: dict[str, list[int]] = {name: [0, 0] for name in _HISTORY_CLASSES}
-    for step, (state, action) in enumerate(zip(path[:-1], acts, strict=True)):
+    for step in range(int(lengths.max(initial=0))):
+        rows = step < lengths  # most come to rest long before the last one
+        state, remasked = path[step][rows], acts[step][rows] == REMASK
         if step:
-            reveals += (path[step - 1] == mask_id) & (state != mask_id)
-        wrong = (state != mask_id) & (state != right)
-        always_wrong &= wrong
-        counted = wrong & (step < lengths)[:, None]
+            reveals[rows] += (path[step - 1][rows] == mask_id) & (state != mask_id)
+        wrong = (state != mask_id) & (state != right[rows])
+        always_wrong[rows] &= wrong
+        counted = wrong
         if first_only:
             token = state.astype(np.int64)
-            counted &= (met >> token) & 1 == 0
-            met |= np.left_shift(wrong.astype(np.int64), token)
-        again = reveals + attempts > 1
-        members = (always_wrong, (reveals > 0) & ~again, (reveals > 0) & again, (reveals == 0) & ~always_wrong)
+            counted = wrong & ((met[rows] >> token) & 1 == 0)
+            met[rows] |= np.left_shift(wrong.astype(np.int64), token)
+        revealed, again, since_start = reveals[rows] > 0, (reveals + attempts)[rows] > 1, always_wrong[rows]
+        members = (since_start, revealed & ~again, revealed & again, ~revealed & ~since_start)
         for name, member in zip(_HISTORY_CLASSES, members, strict=True):
-            tallies[name][0] += int((counted & member & (action == REMASK)).sum())
+            tallies[name][0] += int((counted & member & remasked).sum())
             tallies[name][1] += int((counted & member).sum())
     return {name: _recall(*tally) for name, tally in tallies.items()}
 
