@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoModel, AutoTokenizer
 
+from ...generation_config_rm import ReflectiveGenerationConfig
 from ...hub import card_metadata, render_card, save_for_hub
 from ...training.stages import write_json
 from .evaluate import DECODINGS
@@ -187,12 +188,13 @@ def default_decoding(config: Any) -> str:
     The key of `DECODINGS` that a generation config stands for; "its own settings" for any other.
 
     Example:
-        >>> from hf_rm import ReflectiveGenerationConfig
         >>> default_decoding(ReflectiveGenerationConfig())
         'eq1'
     """
+    rules = ("reveal", "reveal_threshold", "revise", "revise_threshold")
     for name, settings in DECODINGS.items():
-        if all(getattr(config, key) == value for key, value in settings.items()):
+        decoding = ReflectiveGenerationConfig(**settings)
+        if all(getattr(config, rule) == getattr(decoding, rule) for rule in rules):
             return name
     return "its own settings"
 

@@ -22,9 +22,9 @@ from .metrics import remask_recall_by_history, sudoku_metrics
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "eq1": {"reveal": "all", "revise": "reflective"},
-    "threshold": {"reveal": "threshold", "reveal_threshold": 0.9, "revise": "reflective"},
+    "threshold": {"reveal": "threshold", "revise": "reflective"},
 }
-"""Plain Eq. 1, and Eq. 1 with masks revealed only above 0.9 (and always the most confident one)."""
+"""Plain Eq. 1, and Eq. 1 with masks revealed only above 0.9, the rule's own (and always the most confident one)."""
 
 ROUNDS = (1, 2, 4, 8, 16, 32)
 ERROR_RANGES = ((4, 8), (9, 12), (13, 16), (17, 20))
