@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
 from ..corruption.laws import build_law
 from ..processes import meet_on_cpu
 from .losses import CLIPS
+from .saving import refuse_pickled_states
 
 
 @dataclass
@@ -60,11 +60,7 @@ class MaskedTrainingArguments(TrainingArguments):
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
             )
-        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer and random states, and those "
-                'are pickles: pass "every_save" (weights only) or "end".'
-            )
+        refuse_pickled_states(self)
 
 
 @dataclass
@@ -86,7 +82,12 @@ class RMTrainingArguments(MaskedTrainingArguments):
     )
     horizon: int = field(default=16, metadata={"help": "T, the steps of a trajectory."})
     max_attempts: int = field(default=2, metadata={"help": "Wrong attempts a position, under the law 'attempts'."})
-    min_corruption_rate: float = field(default=0.05, metadata={"help": "Least share of corrupted positions in a row."})
+    min_corruption_rate: float = field(
+        default=0.05,
+        metadata={
+            "help": "Least share of corrupted positions in a row, and one at least; with 0 a row may have none."
+        },
+    )
     max_corruption_rate: float = field(
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )
@@ -112,6 +113,13 @@ class RMTrainingArguments(MaskedTrainingArguments):
         metadata={
             "help": "'uniform' weighs all positions alike (the paper); 'inverse' divides a mask's loss by its row's "
             "share of masks, as the 1 / t of vanilla SFT: what a row nearly done has to teach does not drown (text)."
+        },
+    )
+    reveal_context: str = field(
+        default="any",
+        metadata={
+            "help": "'any' teaches masks in every row (the paper), 'right' only in rows that show no wrong token: "
+            "what masks should become beside wrong ones teaches mistrust of the page (text)."
         },
     )
     loss_clip: str = field(
@@ -144,6 +152,8 @@ class RMTrainingArguments(MaskedTrainingArguments):
             raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
         if self.reveal_weights not in ("uniform", "inverse"):
             raise ValueError(f"`reveal_weights` is {self.reveal_weights!r}: pass 'uniform' or 'inverse'.")
+        if self.reveal_context not in ("any", "right"):
+            raise ValueError(f"`reveal_context` is {self.reveal_context!r}: pass 'any' or 'right'.")
         if not 0.0 <= self.pool_fraction < 1.0:
             raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
         if self.pool_reveal_threshold is not None and not 0.0 <= self.pool_reveal_threshold <= 1.0:

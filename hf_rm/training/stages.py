@@ -103,7 +103,7 @@ def claim_folder(folder: str | Path, settings: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, settings)
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known, settings = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(settings)
     differing = [
         f"{name} is {known.get(name)} there and {settings.get(name)} here"
         for name in dict.fromkeys([*known, *settings])
@@ -162,3 +162,11 @@ def read_clock(path: str | Path) -> dict[str, Any]:
     """What a [`Clock`] noted; empty where it noted nothing."""
     path = Path(path)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings of settings under one name: what differs in an earlier stage is named, not all of that stage."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat

@@ -339,6 +339,7 @@ def test_prompt_and_completion_rows_supervise_the_completion_only(tmp_path, mode
         ({"loss_clip": "soft"}, "loss_clip"),
         ({"pool_fraction": 1.0}, "pool_fraction"),
         ({"pool_reveal_threshold": 1.5}, "pool_reveal_threshold"),
+        ({"reveal_context": "wrong"}, "reveal_context"),
         ({"edit_weight": 0.0}, "edit_weight"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
