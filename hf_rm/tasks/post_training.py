@@ -25,9 +25,8 @@ from accelerate.utils import gather_object
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..adapters_rm import _LOADING, HUB_ARGUMENTS, commit_of
+from ..adapters_rm import _LOADING, HUB_ARGUMENTS
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
-from ..corruption.shards import file_digest
 from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
 from ..evaluation.text_records import RECORDS_FILE, TextEvaluation
@@ -35,6 +34,7 @@ from ..hub import save_adapter_for_hub, save_for_hub
 from ..modeling_rm import RMForMaskedDiffusion
 from ..training import MaskedSFTArguments, MaskedSFTTrainer, RMTrainer, RMTrainingArguments, default_lora_config
 from ..training.arguments import MaskedTrainingArguments
+from ..training.checkpoints import saved_digest
 from ..training.stages import CLOCK_FILE, Clock, claim_folder, read_clock, settings_that_matter, write_json
 from .text import TextSample, encode_samples, joined_samples
 
@@ -442,11 +442,9 @@ class PostTraining:
 
     @cached_property
     def _base(self) -> str:
-        """The base's name, and what says that its weights are the same: a commit of the Hub, or the files' digests."""
-        name, where = self.arguments.base, self._loading
-        files = sorted(Path(name).glob("*.safetensors"))
-        commit = commit_of(name, where.get("revision"), where.get("cache_dir"))
-        return " ".join([name, *([commit] if commit else []), *map(file_digest, files)])
+        """The base's name, and what says that it is the same model: a commit of the Hub, or the files' digest."""
+        name = self.arguments.base
+        return f"{name} {saved_digest(name, self._loading.get('revision'))}"
 
     @cached_property
     def _data_digest(self) -> str:

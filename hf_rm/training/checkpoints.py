@@ -70,7 +70,7 @@ def load_whole_weights(folder: str | Path | None, model: Any, accelerator: Accel
 _DEFINING = ("config.json", "generation_config.json", "*.safetensors", "adapter/*.json", "adapter/*.safetensors")
 
 
-def weights_digest(model: str | Path, revision: str | None = None) -> str | None:
+def saved_digest(model: str | Path, revision: str | None = None) -> str | None:
     """
     What tells a saved model from another one of the same name: a hash of its weights and configuration, or of a model
     on the Hub the commit.
@@ -89,9 +89,9 @@ def weights_digest(model: str | Path, revision: str | None = None) -> str | None
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "config.json").write_text("{}")
-        >>> before = weights_digest(folder)
+        >>> before = saved_digest(folder)
         >>> _ = (folder / "model.safetensors").write_bytes(b"weights")
-        >>> weights_digest(folder) == before
+        >>> saved_digest(folder) == before
         False
     """
     folder = Path(model)

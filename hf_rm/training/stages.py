@@ -28,13 +28,13 @@ NEUTRAL_ARGUMENTS = frozenset(
     dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataloader_multiprocessing_context torch_empty_cache_steps
     gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
-    max_length
+    max_length use_cpu loss_chunk_rows pairs_per_forward num_completions_to_print num_generations_eval
     """.split()
 )
 """
 Arguments of a trainer that no weight depends on: where things go and what they are called; what is logged, saved,
-published and evaluated; how data are fetched and processes meet; what is computed again rather than kept; and the
-longest row, since what it leaves out is known by the rows' digest.
+published and evaluated; how data are fetched and processes meet; what is computed again rather than kept, where and
+in which portions; and the longest row, since what it leaves out is known by the rows' digest.
 """
 _SHOWN = 8
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +36,10 @@ from ...training import (
     RMTrainingArguments,
     default_lora_config,
 )
-from ...training.checkpoints import weights_digest
+from ...training.checkpoints import saved_digest
 from ...training.lora import is_adapted
 from ...training.rewards import check_rewards
-from ...training.stages import CLOCK_FILE, Clock, claim_folder, write_json
+from ...training.stages import CLOCK_FILE, Clock, claim_folder, settings_that_matter, write_json
 from .problems import Kind, Outcome, Outline, ProblemArguments, Problems, as_dict
 
 FINISHED = "finished.json"
@@ -252,8 +252,8 @@ class RemaskStages:
         stage, args = self.stages[name], self.arguments
         if stage.trainer == "given":
             return dict(stage.settings)
-        own = {key: value for key, value in {**self.shared, **stage.settings}.items() if _matters(key)}
-        named = self._problem_settings(_EVALUATION_ALONE) | _readable(own)
+        own = settings_that_matter({**self.shared, **stage.settings})
+        named = self._problem_settings(_EVALUATION_ALONE) | own
         named |= {"trainer": stage.trainer, "seed": seed, "lora_rank": self.lora_rank}
         if stage.trainer == "rl":
             named |= {"rewards": args.rewards, "decoding": self.rollouts(name)}
@@ -272,11 +272,11 @@ class RemaskStages:
         """Of the weights that a stage left behind."""
         stage = self.stages[name]
         given = stage.trainer == "given"
-        return weights_digest(stage.settings["model"] if given else self.folder(name, seed))
+        return saved_digest(stage.settings["model"] if given else self.folder(name, seed))
 
     def _base_digest(self) -> str | None:
         base, loading = self.arguments.base, as_dict(self.arguments.backbone_kwargs)
-        return None if base is None else weights_digest(base, loading.get("revision"))
+        return None if base is None else saved_digest(base, loading.get("revision"))
 
     def rollouts(self, name: str) -> dict[str, Any]:
         """How the rollouts of an `rl` stage are decoded: as in evaluation, with what its `decoding` says otherwise."""
@@ -394,19 +394,6 @@ class RemaskStages:
         return Outcome(known["values"], known["answers"]), trust
 
 
-def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can hold them: enumerations by their value, other objects by their fields or in words."""
-
-    def plain(value: Any) -> Any:
-        return (
-            asdict(value)
-            if is_dataclass(value) and not isinstance(value, type)
-            else getattr(value, "value", str(value))
-        )
-
-    return json.loads(json.dumps(dict(values), default=plain))
-
-
 def training_settings(args: Any) -> dict[str, Any]:
     """
     A parsed command line's trainer arguments as a stage's settings.
@@ -424,19 +411,3 @@ def training_settings(args: Any) -> dict[str, Any]:
 # Of no consequence for a stage's result, or (the first four) named by the stages that they concern. All else matters.
 _PROBLEM_ASIDE = ("decoding_sft", "decoding_remedi", "decoding_rm", "rewards", "eval_batch_size", "ceiling_dir")
 _EVALUATION_ALONE = ("eval_rows", "eval_seed")
-_TRAINING_ASIDE = frozenset(
-    """
-    output_dir disable_tqdm report_to run_name project push_to_hub resume_from_checkpoint use_cpu local_rank debug
-    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
-    do_train do_eval do_predict per_device_eval_batch_size prediction_loss_only batch_eval_metrics include_for_metrics
-    include_num_input_tokens_seen skip_memory_metrics enable_jit_checkpoint restore_callback_states_from_checkpoint
-    torch_empty_cache_steps loss_chunk_rows pairs_per_forward num_completions_to_print num_generations_eval
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    dataloader_multiprocessing_context bf16_full_eval fp16_full_eval
-    """.split()
-)
-_ASIDE_PREFIXES = ("eval_", "hub_", "log_", "logging_", "save_", "ddp_", "trackio_", "vllm_")
-
-
-def _matters(name: str) -> bool:
-    return name not in _TRAINING_ASIDE and not name.startswith(_ASIDE_PREFIXES)
