@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"test", "eval", "rl", "image", "app", "dev"}
+EXTRAS = {"test", "recipes", "sudoku", "eval", "rl", "image", "app", "dev"}
 BUILD_TOOLS = {"pip", "setuptools"}  # every environment brings its own
 
 
@@ -130,6 +130,29 @@ def test_every_import_is_declared(metadata: Message) -> None:
     assert "torch" in modules
     for name, file in modules.items():
         assert canonicalize_name(distributions.get(name, name)) in declared, f"{file} imports {name}"
+
+
+def test_every_extra_serves_code(metadata: Message) -> None:
+    """What an extra brings is imported somewhere; of tools and of the tests' own packages that is not asked."""
+    text = "\n".join(
+        path.read_text() for name in ("hf_rm", "recipes", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    )
+    modules = {"pillow": "PIL", "scikit-image": "skimage", "math-verify": "math_verify", "lm-eval": "lm_eval"}
+    optional = [Requirement(line) for line in metadata.get_all("Requires-Dist", []) if "extra ==" in line]
+    served = [r.name for r in optional if not any(f'"{extra}"' in str(r.marker) for extra in ("test", "dev"))]
+    assert {"matplotlib", "ortools", "gradio"} <= set(served)
+    for name in {*served} - {"hf-rm"}:  # an extra that contains another one
+        module = modules.get(name, name)
+        assert re.search(rf"^\s*(from|import) {module}\b", text, re.MULTILINE) or f'files("{module}")' in text, name
+
+
+def test_errors_name_extras_that_exist(metadata: Message) -> None:
+    known = set(metadata.get_all("Provides-Extra", []))
+    files = [path for name in ("hf_rm", "recipes", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    named = {(extra, relative(path)) for path in files for extra in re.findall(r"hf-rm\[(\w+)\]", path.read_text())}
+    assert {"recipes", "sudoku", "image"} <= {extra for extra, _ in named}
+    assert {(extra, path) for extra, path in named if extra not in known | {"test"}} == set()
+    assert [path for extra, path in named if extra == "test"] == []  # users do not install the tests
 
 
 # What readers are told

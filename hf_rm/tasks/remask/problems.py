@@ -37,14 +37,13 @@ from ..sudoku import (
     MASK_ID,
     VOCAB_SIZE,
     BoardArray,
-    boards_digest,
     conflict_cells,
     corrupt_boards,
     evaluation_set,
+    find_ceiling,
     format_board,
     generate_boards,
     is_valid,
-    load_ceiling,
 )
 from ..sudoku.model import build_sudoku_model, build_sudoku_tokenizer, sudoku_config
 from ..text import encode_samples
@@ -390,14 +389,8 @@ class SudokuProblems:
         args = self.arguments
         if args.canvas != "draft":
             return None
-        for path in sorted(Path(args.ceiling_dir).glob("*.npz")):
-            table = load_ceiling(path)
-            same = table.settings.get("source") == "generated" and table.settings.get("seed") == args.eval_seed
-            if same and len(table.credit) >= args.eval_rows:
-                whole = evaluation_set("generated", len(table.credit), args.eval_seed)
-                if table.digest == boards_digest(*whole):
-                    return table.credit[: args.eval_rows]
-        return None
+        table = find_ceiling(args.ceiling_dir, "generated", args.eval_rows, args.eval_seed)
+        return None if table is None else table.credit[: args.eval_rows]
 
 
 def _of_whole_board(reward: Any) -> Any:
