@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, extract_commit_hash, is_peft_available
 
@@ -244,7 +245,8 @@ def load_adapter_strictly(
             break
     else:
         raise OSError(f"{str(name)!r} holds no adapter: there is no {_CONFIG} at its root or in {ADAPTER_FOLDER}/.")
-    if _file(name, _WEIGHTS, folder, **where) is None:
+    weights = _file(name, _WEIGHTS, folder, **where)
+    if weights is None:
         raise OSError(f"{str(name)!r} has an {_CONFIG} but no {_WEIGHTS} beside it: pickled adapters are not loaded.")
     recorded, (base, _) = json.loads(found.read_text()).get("base_model_name_or_path"), base_of(model)
     if check_base and recorded and base and recorded != base:
@@ -260,12 +262,32 @@ def load_adapter_strictly(
     except ValueError as error:
         raise ValueError(f"The adapter {str(name)!r} does not fit this model: {error}") from error
     found_wrong = {key: sorted(map(str, getattr(report, key))) for key in _WRONG}
+    _load_wrapped_modules(model, weights, adapter_name, found_wrong)
     # A tied head shares the embedding's rows, which are stored once: they are loaded, whatever the report calls them.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     loaded = {id(value) for key, value in parameters.items() if key not in found_wrong["missing_keys"]}
     found_wrong["missing_keys"] = [k for k in found_wrong["missing_keys"] if id(parameters.get(k)) not in loaded]
+    report.missing_keys, report.unexpected_keys = (set(found_wrong[key]) for key in _WRONG[:2])
     message = "; ".join(f"{key} {', '.join(keys[:3])}" for key, keys in found_wrong.items() if keys)
     if message:
         model.delete_adapter(adapter_name)
         raise ValueError(f"The adapter {str(name)!r} does not fit this model, it was made for another: {message}.")
     return report
+
+
+def _load_wrapped_modules(model: Any, weights: Path, adapter_name: str, wrong: dict[str, list[str]]) -> None:
+    """Token rows and whole modules that PEFT wraps: transformers 5.17, other than 5.18, does not know their keys."""
+    if not wrong["missing_keys"]:
+        return
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with safe_open(weights, framework="pt") as file:
+        stored = {key.removeprefix("base_model.model."): key for key in file.keys()}
+        for name, module in model.named_modules():
+            keys = getattr(module, "adapter_state_dict_load_map", None)
+            for source, target in ({} if keys is None else keys(adapter_name)).items():
+                old, new = f"{name}.{source}", f"{name}.{target}"
+                if new in wrong["missing_keys"] and old in stored:
+                    parameters[new].data.copy_(file.get_tensor(stored[old]))
+                    wrong["missing_keys"].remove(new)
+                    named = (old, stored[old])
+                    wrong["unexpected_keys"] = [key for key in wrong["unexpected_keys"] if key not in named]
