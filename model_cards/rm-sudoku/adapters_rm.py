@@ -261,13 +261,8 @@ def load_adapter_strictly(
         report = load(str(found.parent), adapter_name, ignore_mismatched_sizes=True, **kwargs)
     except ValueError as error:
         raise ValueError(f"The adapter {str(name)!r} does not fit this model: {error}") from error
+    _complete(model, weights, adapter_name, report)
     found_wrong = {key: sorted(map(str, getattr(report, key))) for key in _WRONG}
-    _load_wrapped_modules(model, weights, adapter_name, found_wrong)
-    # A tied head shares the embedding's rows, which are stored once: they are loaded, whatever the report calls them.
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {id(value) for key, value in parameters.items() if key not in found_wrong["missing_keys"]}
-    found_wrong["missing_keys"] = [k for k in found_wrong["missing_keys"] if id(parameters.get(k)) not in loaded]
-    report.missing_keys, report.unexpected_keys = (set(found_wrong[key]) for key in _WRONG[:2])
     message = "; ".join(f"{key} {', '.join(keys[:3])}" for key, keys in found_wrong.items() if keys)
     if message:
         model.delete_adapter(adapter_name)
@@ -275,19 +270,22 @@ def load_adapter_strictly(
     return report
 
 
-def _load_wrapped_modules(model: Any, weights: Path, adapter_name: str, wrong: dict[str, list[str]]) -> None:
-    """Token rows and whole modules that PEFT wraps: transformers 5.17, other than 5.18, does not know their keys."""
-    if not wrong["missing_keys"]:
-        return
+def _complete(model: Any, weights: Path, adapter_name: str, report: Any) -> None:
+    """
+    Load and strike off the report what only seems to be missing.
+
+    Token rows and whole modules that PEFT wraps, whose keys transformers 5.17, other than 5.18, does not know; and a
+    tied head's rows, which are the embedding's and stored once.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(weights, framework="pt") as file:
         stored = {key.removeprefix("base_model.model."): key for key in file.keys()}
-        for name, module in model.named_modules():
-            keys = getattr(module, "adapter_state_dict_load_map", None)
-            for source, target in ({} if keys is None else keys(adapter_name)).items():
-                old, new = f"{name}.{source}", f"{name}.{target}"
-                if new in wrong["missing_keys"] and old in stored:
+        for name, module in model.named_modules() if report.missing_keys else ():
+            keys: dict[str, str] = getattr(module, "adapter_state_dict_load_map", lambda _: {})(adapter_name)
+            for old, new in ((f"{name}.{source}", f"{name}.{target}") for source, target in keys.items()):
+                if new in report.missing_keys and old in stored:
                     parameters[new].data.copy_(file.get_tensor(stored[old]))
-                    wrong["missing_keys"].remove(new)
-                    named = (old, stored[old])
-                    wrong["unexpected_keys"] = [key for key in wrong["unexpected_keys"] if key not in named]
+                    report.missing_keys.discard(new)
+                    report.unexpected_keys -= {old, stored[old]}
+    there = {id(value) for key, value in parameters.items() if key not in report.missing_keys}
+    report.missing_keys -= {key for key in report.missing_keys if id(parameters.get(key)) in there}
