@@ -87,9 +87,11 @@ SYSTEMS = {
     "sft": System("sft", "vanilla fine-tuning", history=False),
     "rm-no-hr": System("rm", "RM without history", history=False),
     "rm-paper": System("rm", "RM under the paper's law", fixed={"law": "paper", "pool_fraction": 0.0}),
+    "rm-attempts": System("rm", "RM on synthetic states alone", fixed={"law": "attempts", "pool_fraction": 0.0}),
     "rm": System("rm", "RM"),
     "rm-harvested": System("rm", "RM with the start's own errors as wrong tokens", harvested=True),
 }
+_TRAINER_ARGUMENTS: dict[str, Any] = {"rm": RMTrainingArguments, "sft": MaskedTrainingArguments}
 _DESCRIBED = "; ".join(f"{name}: {system.described}" for name, system in SYSTEMS.items())
 _START, _START_SEED = "start", 1_000_000
 _STAGES = {**SYSTEMS, _START: System("sft", "where all but the base begin", history=False)}
@@ -145,6 +147,10 @@ class PostTrainingArguments:
         default='{"reveal": "confidence", "steps": 24, "revise": "reflective", "max_steps": 32}',
         metadata={"help": "Settings of generate_reflective for RM, as JSON."},
     )
+    system_arguments: str = field(
+        default="{}",
+        metadata={"help": 'Training arguments of single systems, as JSON: {"rm-paper": {"blank_rows": 0.5}}.'},
+    )
     curve_forwards: list[int] = field(
         default_factory=list, metadata={"help": "Budgets for the curve of accuracy against forwards; none by default."}
     )
@@ -168,10 +174,23 @@ class PostTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
 
+        for name, given in _from_json(self.system_arguments).items():
+            trainer = SYSTEMS[name].trainer if name in SYSTEMS else None
+            known = {item.name for item in fields(_TRAINER_ARGUMENTS[trainer])} if trainer else set()
+            wrong = sorted({*given} - (known - {*SYSTEMS[name].fixed})) if trainer else [name]
+            if wrong:
+                raise ValueError(
+                    f"`system_arguments` of {name!r} has {', '.join(map(repr, wrong))}: pass training arguments that "
+                    "the system does not fix, by the names of systems that are trained."
+                )
+
     def decoding(self, trainer: str | None) -> dict[str, Any]:
         """The settings for systems of this trainer."""
-        settings: Any = self.rm_decoding if trainer == "rm" else self.sft_decoding
-        return dict(json.loads(settings) if isinstance(settings, str) else settings)  # a YAML file may hold a dict
+        return _from_json(self.rm_decoding if trainer == "rm" else self.sft_decoding)
+
+
+def _from_json(given: Any) -> dict[str, Any]:
+    return dict(json.loads(given) if isinstance(given, str) else given)  # a YAML file may hold a dict
 
 
 @dataclass(frozen=True)
@@ -378,10 +397,12 @@ class PostTraining:
     def _trainer_arguments(self, name: str, seed: int, folder: Path) -> dict[str, Any]:
         """Those of a stage's trainer: the run's, and over them what the stage and its system set."""
         system = _STAGES[name]
-        kind = RMTrainingArguments if system.trainer == "rm" else MaskedTrainingArguments
+        assert system.trainer is not None
+        kind = _TRAINER_ARGUMENTS[system.trainer]
         values = {item.name: getattr(self.training, item.name) for item in fields(kind) if item.init}
+        given = _from_json(self.arguments.system_arguments).get(name, {})
         # The model is loaded already.
-        own: dict[str, Any] = {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **system.fixed}
+        own = {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **given, **system.fixed}
         if system.trainer == "sft":
             own["min_mask_rate"] = self.arguments.min_mask_rate
         if name == _START:

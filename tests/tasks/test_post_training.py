@@ -418,6 +418,20 @@ def test_a_refusal_that_would_fill_the_screen_is_cut(tmp_path):
         claim_folder(tmp_path, {f"a{i}": 1 for i in range(20)})
 
 
+def test_arguments_of_a_single_system_reach_it_alone(tmp_path, base):
+    run = prepared(tmp_path, base, system_arguments={"rm-paper": {"blank_rows": 0.25}, "sft": {"learning_rate": 0.5}})
+    values = {name: run._trainer_arguments(name, 0, tmp_path) for name in ("sft", "rm-paper", "rm")}
+    assert (values["rm-paper"]["blank_rows"], values["rm"]["blank_rows"]) == (0.25, 0.0)
+    assert [values[name]["learning_rate"] for name in values] == [0.5, 1e-2, 1e-2]
+    assert run._settings("rm-paper", 0)["blank_rows"] == 0.25
+
+
+@pytest.mark.parametrize("given", [{"rm-paper": {"law": "attempts"}}, {"rm": {"blank": 1}}, {"base": {}}, {"x": {}}])
+def test_arguments_that_a_system_cannot_have_are_refused(tmp_path, base, given):
+    with pytest.raises(ValueError, match="`system_arguments` of"):
+        prepared(tmp_path, base, system_arguments=given)
+
+
 def test_adapters_start_from_the_base(tmp_path, base):
     run = prepared(tmp_path, base, sft_steps=0, lora_rank=2)
     for system in run.systems():
