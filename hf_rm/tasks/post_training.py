@@ -154,6 +154,9 @@ class PostTrainingArguments:
     curve_forwards: list[int] = field(
         default_factory=list, metadata={"help": "Budgets for the curve of accuracy against forwards; none by default."}
     )
+    curve_systems: list[str] = field(
+        default_factory=lambda: ["sft", "rm"], metadata={"help": "Systems in that curve, of those that are trained."}
+    )
     training_free: list[str] = field(
         default_factory=list,
         metadata={"help": "Revision rules for the SFT model in that curve: low_prob, t2t_remask, logit_diff, remdm."},
@@ -162,9 +165,11 @@ class PostTrainingArguments:
     replay_samples: int = field(default=12, metadata={"help": "Trajectories shown in an HTML page."})
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.systems if name not in SYSTEMS]
-        if unknown or not self.systems:
-            raise ValueError(f"`systems` is {self.systems}: pass any of {', '.join(SYSTEMS)}.")
+        if not self.systems:
+            raise ValueError(f"`systems` is empty: pass any of {', '.join(SYSTEMS)}.")
+        for name, given in (("systems", self.systems), ("curve_systems", self.curve_systems)):
+            if not {*given} <= {*SYSTEMS}:
+                raise ValueError(f"`{name}` is {given}: pass any of {', '.join(SYSTEMS)}.")
         if self.sft_steps and self.lora_rank:
             raise ValueError(
                 f"`sft_steps` is {self.sft_steps} and `lora_rank` {self.lora_rank}: adapters all start from the base. "

@@ -251,7 +251,8 @@ def _points(share: float | None) -> str:
 
 def _curves(run: PostTraining, trained: Sequence[Trained]) -> dict[str, list[TextEvaluation]]:
     """The first seed's systems under each budget: SFT, RM, and training-free revision of the SFT model."""
-    first = [one for one in trained if one.seed == run.arguments.seeds[0]]
+    seed, shown = run.arguments.seeds[0], run.arguments.curve_systems
+    first = [one for one in trained if one.seed == seed and one.name in shown]
     curves: dict[str, list[TextEvaluation]] = {}
     for one in first:
         kind = SYSTEMS[one.name].trainer
