@@ -121,7 +121,7 @@ class RMTrainingArguments(MaskedTrainingArguments):
         },
     )
     pool_fraction: float = field(
-        default=0.0, metadata={"help": "Share of each batch that comes from the on-policy pool (0: no pool)."}
+        default=0.0, metadata={"help": "Share of each step's rows that comes from the on-policy pool (0: no pool)."}
     )
     pool_start: str = field(
         default="draft",
@@ -135,7 +135,7 @@ class RMTrainingArguments(MaskedTrainingArguments):
         },
     )
     pool_start_step: int = field(default=0, metadata={"help": "Optimizer step at which the pool begins."})
-    pool_max_age: int = field(default=8, metadata={"help": "Steps a row stays in the pool at most."})
+    pool_max_age: int = field(default=8, metadata={"help": "Optimizer steps that a row stays in the pool at most."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

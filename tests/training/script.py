@@ -1,7 +1,7 @@
 """
 One small training run as a script, for tests that need processes: to launch two, to kill one, to resume one.
 
-    python script.py OUTPUT_DIR '{"max_steps": 4}' [--lora] [--resume] [--die-while-saving N]
+    python script.py OUTPUT_DIR '{"max_steps": 4}' [--lora] [--ragged] [--resume] [--die-while-saving N]
 """
 
 import json
@@ -75,7 +75,8 @@ def main() -> None:
         callbacks.append(DieAfter(int(sys.argv[sys.argv.index("--die-after") + 1])))
     model = tiny_model()
     peft_config = default_lora_config(model, r=2) if "--lora" in sys.argv else None
-    trainer = RMTrainer(model, args, train_dataset=tiny_rows(), callbacks=callbacks, peft_config=peft_config)
+    rows = tiny_rows(ragged="--ragged" in sys.argv)
+    trainer = RMTrainer(model, args, train_dataset=rows, callbacks=callbacks, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(Path(output_dir) / "final"))
 

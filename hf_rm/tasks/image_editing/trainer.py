@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...corruption.pool import PoolRows
 from ...training import RMTrainer
 from ...training.unlikelihood import unlikelihood
 
@@ -33,27 +34,22 @@ class ImageEditTrainer(RMTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The three losses of Reflective Masking and the fourth."""
-        pooled = model.training and self._pool_for(inputs) is not None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.unlikelihood_weight:
-            positions = self._positions(inputs, pooled)
+            positions = inputs["unlikelihood_mask"]
             total = self.unlikelihood_weight * unlikelihood(outputs["logits"], positions, self.mask_token_id)
             loss = loss + self._normalise(total, inputs["labels"], num_items_in_batch)
         return (loss, {**outputs, "loss": loss}) if return_outputs else loss
 
-    def _positions(self, inputs: dict[str, Tensor], pooled: bool) -> Tensor:
-        """(B, N) bool: the unedited canvas of the rows that the logits belong to: the last may be the pool's."""
-        positions = inputs["unlikelihood_mask"]
-        if not pooled or self.pool is None:
-            return positions
-        rows, layout = self.pool.active_rows(), self.data_collator.layout
-        source = rows.target[:, layout.source]
+    def _pool_inputs(self, rows: PoolRows) -> dict[str, Tensor]:
+        layout = self.data_collator.layout
         unedited = torch.zeros_like(rows.editable)
         # A row that lost its source has masks there: nothing is known to be unedited, and the term is left out.
-        unedited[:, layout.canvas] = (rows.target[:, layout.canvas] == source) & rows.editable[:, layout.canvas]
-        return torch.cat((positions[: len(positions) - self.pool.size], unedited))
+        same = rows.target[:, layout.canvas] == rows.target[:, layout.source]
+        unedited[:, layout.canvas] = same & rows.editable[:, layout.canvas]
+        return {**super()._pool_inputs(rows), "unlikelihood_mask": unedited}
