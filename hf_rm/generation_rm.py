@@ -21,6 +21,7 @@ until the next look at the batch, every step on a CPU, every few on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from json import JSONDecodeError
 from typing import Any
 
 import torch
@@ -195,7 +196,9 @@ class ReflectiveGenerationMixin:
             load = self.generation_config_class.from_pretrained
             try:
                 self.generation_config = load(pretrained_model_name_or_path, **where)
-            except OSError:
+            except OSError as error:
+                if isinstance(error.__context__, (JSONDecodeError, UnicodeDecodeError)):
+                    raise OSError(f"{error} Copy it again, or delete it to decode by the default settings.") from error
                 logger.info("No generation config was saved with this model: its settings are the defaults.")
 
     def _denoise(

@@ -35,7 +35,14 @@ from .adapters_rm import (
     take_over_placement,
 )
 from .configuration_rm import RMConfig, blocks_from_answer, embedding_width
-from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
+from .families_rm import (
+    backbone_class,
+    family_of,
+    find_mask_token_id,
+    load_backbone,
+    readable_weights,
+    refuse_wrong_keys,
+)
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
 from .history import History, HistoryReference, HistorySegments, HistoryState
@@ -180,7 +187,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 `is_trainable=True` goes on training.
 
         Raises:
-            OSError: for a repository, file or revision that is missing, and for damaged weights.
+            OSError: for a repository, file or revision that is missing, and for weights that are damaged or not all
+                there.
             ValueError: for an adapter that was made for another base.
         """
         where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -189,10 +197,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             if adapter is not None:
                 return load_with_adapter(cls, pretrained_model_name_or_path, adapter, **kwargs)
             refuse_plain_adapter(pretrained_model_name_or_path, **where)
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+            wants_report, kwargs["output_loading_info"] = kwargs.get("output_loading_info"), True
+            model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # transformers would go on with random values in their place.
+        refuse_wrong_keys(pretrained_model_name_or_path, model, report, ["missing"])
         model.base_commit = commit_of(model.config.name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
-        return loaded
+        return (model, report) if wants_report else model
 
     def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
         """

@@ -279,20 +279,6 @@ class RemeDiForMaskedDiffusion(RMForMaskedDiffusion):
             settings["block_length"] = config.attention_block_length
         self.generation_config: Any = ReflectiveGenerationConfig(preset="remedi", **settings)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As [`RMForMaskedDiffusion.from_pretrained`]; an OSError for weights without (all of) a policy stream."""
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        missing = sorted(key for key in report["missing_keys"] if "stream." in key)
-        if missing:
-            raise OSError(
-                f"The weights of {str(pretrained_model_name_or_path)!r} have no {missing[0]} ({len(missing)} missing "
-                "in all): they are not a RemeDi model's."
-            )
-        return (model, report) if wants_report else model
-
     def post_init(self) -> None:
         """As in transformers; first the stream beside the backbone, which is there by now."""
         assert self.config.policy_layers is not None

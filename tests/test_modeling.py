@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import BACKBONES, bert, grid, grid_model, llama, wrapped
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
@@ -133,6 +134,28 @@ def test_a_truncated_weight_file_is_named(tmp_path: Path) -> None:
         for auto in (AutoModel, RMForMaskedDiffusion):
             with pytest.raises(OSError, match="model.safetensors.*truncated"):
                 auto.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("auto", [AutoModel, RMForMaskedDiffusion])
+def test_a_tensor_that_is_not_there_is_named(tmp_path: Path, auto: Any) -> None:
+    grid_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if k != "position_group_embeddings.weight"}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(OSError, match="missing keys for RMForMaskedDiffusion: position_group_embeddings.weight"):
+        auto.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 30])
+def test_a_truncated_generation_config_is_not_an_absent_one(tmp_path: Path, left: int) -> None:
+    model = wrapped()
+    model.generation_config = ReflectiveGenerationConfig(editable="all", max_steps=7)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(file.read_text()[:left])
+    with pytest.raises(OSError, match=r"generation_config\.json.*not a valid JSON file\. Copy it again, or delete it"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 # Position groups
