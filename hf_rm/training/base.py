@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from ..configuration_rm import WRAPPER_TYPES
 from ..corruption.oracle import IGNORE_INDEX
@@ -24,7 +24,14 @@ from ..hub.publish import check_base
 from ..hub.trained import push_checkpoint, push_trained
 from ..modeling_rm import RMForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
-from .checkpoints import STAGING, load_whole_weights, publish_folder, replace_pickled_arguments
+from .checkpoints import (
+    STAGING,
+    check_checkpoint,
+    list_files,
+    load_whole_weights,
+    publish_folder,
+    replace_pickled_arguments,
+)
 from .data import RowDataset
 from .head_gradient import accumulating_head
 from .lora import check_quantisation, prepare_for_training
@@ -99,6 +106,17 @@ class MaskedTrainer(Trainer):
                 eps=self.args.adam_epsilon,
             )
         return self.optimizer
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; but a checkpoint that is not whole is refused before anything of it is read."""
+        folder: Any = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            # Where the weights are spread over processes, so is the optimizer, in files of other names.
+            needed = () if self._weights_are_spread() else ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+            check_checkpoint(folder, ("trainer_state.json", *needed))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As in transformers; but whole weights are read as `from_pretrained` reads them, and none may be missing."""
@@ -197,7 +215,7 @@ class MaskedTrainer(Trainer):
         return {}
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
-        """Undo [`extra_state`]."""
+        """Undo [`extra_state`]; called where any process has saved some."""
 
     def _extra_state_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"extra_state_{self.args.process_index}.safetensors"
@@ -227,6 +245,7 @@ class MaskedTrainer(Trainer):
             if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(final)
                 self.state.save_to_json(str(staged / "trainer_state.json"))
+            list_files(staged)
             publish_folder(staged, final)
             shutil.rmtree(run_folder / STAGING, ignore_errors=True)
             rotate_checkpoints(
@@ -260,8 +279,9 @@ class MaskedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._extra_state_file(checkpoint).exists():
-            self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
+        if checkpoint is not None and any(Path(checkpoint).glob("extra_state_*.safetensors")):
+            own = self._extra_state_file(checkpoint)
+            self.load_extra_state(load_file(own) if own.exists() else {})
 
 
 def load_model(

@@ -246,6 +246,19 @@ class RMTrainer(MaskedTrainer):
         }
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
+        """
+        Take the pool up again.
+
+        Raises:
+            ValueError: for the state of another pool: bit for bit a run goes on only as it was launched.
+        """
+        saved = {int(name.partition(".")[0]) for name in tensors}
+        if self.pools and not (saved and saved <= self.pools.keys()):
+            raise ValueError(
+                f"the checkpoint has the pool rows of batches {sorted(saved)} of a step for process "
+                f"{self.args.process_index}, which has some in {sorted(self.pools)}: resume with the processes, the "
+                "accumulation steps and the `pool_fraction` of its training."
+            )
         for turn, pool in self.pools.items():
             own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{turn}.")}
             pool.load_state_dict({name: value.to(self.args.device) for name, value in own.items()})

@@ -71,8 +71,12 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("flags", "survivor"),
-    [(("--die-after", "5"), "checkpoint-3"), (("--die-while-saving", "2"), "checkpoint-3")],
-    ids=["in mid-training", "during a save"],
+    [
+        (("--die-after", "5"), "checkpoint-3"),
+        (("--die-while-writing", "2"), "checkpoint-3"),
+        (("--die-while-saving", "2"), "checkpoint-3"),
+    ],
+    ids=["in mid-training", "in the middle of a file", "between writing and publication"],
 )
 def test_kill_and_resume_gives_the_same_weights(tmp_path, uninterrupted, flags, survivor):
     assert run(tmp_path, {"max_steps": 9, **POOL}, *flags) == -signal.SIGKILL
