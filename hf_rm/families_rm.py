@@ -102,11 +102,6 @@ class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
         positions: Tensor | None,
         **inputs: Any,
     ) -> Denoised:
-        if use_history:
-            raise ValueError(
-                f"`use_history` is True, but {type(self).__name__} has no history: wrap it with "
-                "RMForMaskedDiffusion.from_backbone, or leave use_history out."
-            )
         if attention_mask is not None:
             inputs.setdefault("position_ids", real_positions(attention_mask))
         return Denoised(position_logits(self, positions, input_ids=input_ids, attention_mask=attention_mask, **inputs))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import GenerationConfig
@@ -70,11 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rm-paper": {"reveal": "all", "revise": "reflective"},
     "llada": {**_TRAINING_FREE, "reveal": "confidence", "revise": None, "restrict_confidence": True},
     "fast-dllm": {
-        **_TRAINING_FREE,
-        "block_length": 32,
-        "reveal": "threshold",
-        "reveal_threshold": 0.9,
-        "revise": None,
+        **_TRAINING_FREE, "block_length": 32, "reveal": "threshold", "reveal_threshold": 0.9, "revise": None,
         "restrict_confidence": True,
     },
     "t2m-lowprob": {**_T2M, "revise": "low_prob", "revise_threshold": 0.3},
@@ -86,14 +83,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "remedi": {"use_history": False, "block_length": 32, "reveal": "policy", "revise": "policy"},
     "remdm-loop": {
-        **_TRAINING_FREE,
-        "temperature": 1.0,
-        "reveal": "remdm",
-        "revise": "remdm",
-        "remdm_variant": "loop",
-        "remdm_eta": 0.02,
-        "remdm_window": (0.55, 0.05),
-        "remdm_alpha": 0.9,
+        **_TRAINING_FREE, "temperature": 1.0, "reveal": "remdm", "revise": "remdm", "remdm_variant": "loop",
+        "remdm_eta": 0.02, "remdm_window": (0.55, 0.05), "remdm_alpha": 0.9,
     },
 }  # fmt: skip
 """Named settings. The training-free ones read no history: over weights that never saw one it is noise."""
@@ -182,6 +173,9 @@ class ReflectiveGenerationConfig(GenerationConfig):
             self._check_number(name, 0.0, 1.0)
         for name in ("temperature", "reveal_factor", "guidance_scale"):
             self._check_number(name, 0.0, float("inf"))
+        for name, default in DEFAULTS.items():
+            if isinstance(default, bool) or name == "use_history":
+                self._check_choice(name, (True, False) if default is not None else (True, False, None))
         self._check_choice("reveal", tuple(REVEAL_RULES))
         self._check_choice("revise", (*REVISION_RULES, None))
         self._check_choice("revise_scope", ("block", "all"))
@@ -229,20 +223,17 @@ class ReflectiveGenerationConfig(GenerationConfig):
             )
 
     def _check_integer(self, name: str, minimum: int) -> None:
+        self._check_number(name, minimum, float("inf"), Integral, f"an integer of at least {minimum}")
+
+    def _check_number(self, name: str, low: float, high: float, kind: Any = Real, what: str = "") -> None:
         value = getattr(self, name)
         if value is None and DEFAULTS[name] is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"`{name}` is {value!r}: pass an integer of at least {minimum}.")
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            raise ValueError(f"`{name}` is {value!r}: pass {what or f'a number from {low} to {high}'}.")
+        setattr(self, name, int(value) if isinstance(value, Integral) else float(value))  # not NumPy's, for JSON
 
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if value is None and DEFAULTS[name] is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"`{name}` is {value!r}: pass a number from {low} to {high}.")
-
-    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
+    def _check_choice(self, name: str, choices: tuple[str | bool | None, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
             raise ValueError(f"`{name}` is {value!r}: pass one of {', '.join(map(repr, choices))}.")

@@ -135,7 +135,8 @@ class ReflectiveGenerationMixin:
            f. move rows on to their next block, or finish them; now and then drop the finished ones from the batch.
 
         Args:
-            input_ids (`Tensor` of shape `(B, N)`, long): a prompt, a text with masks in it, or a full draft to revise.
+            input_ids (`Tensor` of shape `(B, N)`, of any integers): a prompt, a text with masks in it, or a full draft
+                to revise.
             attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding on any side.
             editable_mask (`Tensor` of shape `(B, N)`, bool, *optional*): what may change, over the input or over the
                 input and the canvas; by default the generation config's `editable` decides.
@@ -165,7 +166,7 @@ class ReflectiveGenerationMixin:
             kwargs["max_new_tokens"] = max_new_tokens
         config = self._resolve_generation_config(generation_config, kwargs)
         mask_token_id = self._resolve_mask_token_id(config)
-        check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
+        input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
         check_length(input_ids.shape[1] + (config.max_new_tokens or 0), self.config)
         _check_policy(self, config)
         blocks = _attention_blocks(self.config, config)
@@ -297,7 +298,6 @@ class _DenoisingLoop:
         self.denoiser = Denoiser(model, config, canvas, mask_token_id)
         # With every block in reach there is one window over all of them.
         self.everywhere = config.revise_scope == "all"
-        self.whole = canvas.whole
         if self.everywhere and canvas.windows.shape[1] > 1:
             canvas.windows = canvas.windows.flatten(1).sort(-1).values[:, None, : int(canvas.editable.sum(-1).max())]
         draws = config.temperature > 0 or self.reveal.draws or self.revise.draws
@@ -333,7 +333,7 @@ class _DenoisingLoop:
     def _step(self) -> None:
         """Steps a to f for the unfinished rows."""
         rows = self.rows
-        window = None if self.whole else rows.window()
+        window = None if rows.whole else rows.window()
         # a. the model
         denoised = self.denoiser(rows, window)
         # b. proposals

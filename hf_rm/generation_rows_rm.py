@@ -18,21 +18,15 @@ STOP_REASONS = ("converged", "max_steps", "max_revision_rounds", "loop", "eos")
 
 
 @dataclass
-class Rows:
+class Rows(Canvas):
     """
-    State of the unfinished rows, b <= B of them. One place, so that dropping rows cannot forget a tensor.
+    The canvas of the unfinished rows, b <= B of them, and how far they are. One place, so that dropping rows cannot
+    forget a tensor.
 
     A row that is `done` stays until the next look at the batch: nothing about it changes any more.
     """
 
     index: Tensor  # (b,) row in the caller's batch
-    ids: Tensor  # (b, N)
-    attention_mask: Tensor | None  # (b, N)
-    editable: Tensor  # (b, N)
-    blocks: Tensor  # (b, N)
-    rank: Tensor  # (b, N)
-    windows: Tensor  # (b, K, A)
-    num_blocks: Tensor  # (b,)
     block: Tensor  # (b,) the active block
     block_step: Tensor  # (b,) steps done in it
     block_masks: Tensor  # (b,) masks it held when it began
@@ -53,14 +47,8 @@ class Rows:
         index = torch.arange(len(canvas.ids), device=canvas.ids.device)
         zeros = torch.zeros_like(index)
         return cls(
+            **{**vars(canvas), "ids": canvas.ids.clone()},
             index=index,
-            ids=canvas.ids.clone(),
-            attention_mask=canvas.attention_mask,
-            editable=canvas.editable,
-            blocks=canvas.blocks,
-            rank=canvas.rank,
-            windows=canvas.windows,
-            num_blocks=canvas.num_blocks,
             block=zeros,
             block_step=zeros,
             block_masks=((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1),
@@ -76,15 +64,16 @@ class Rows:
 
     def select(self, keep: Tensor) -> Rows:
         """The rows where `keep` (b,) is true."""
-        whole = lambda v: v[keep] if isinstance(v, Tensor) else v.select(keep) if v is not None else None  # noqa: E731
-        chosen: dict[str, Any] = {name: whole(value) for name, value in vars(self).items()}
+        some = lambda v: v[keep] if isinstance(v, Tensor) else v.select(keep) if hasattr(v, "select") else v  # noqa: E731
+        chosen: dict[str, Any] = {name: some(value) for name, value in vars(self).items()}
         return Rows(**chosen)
 
-    def window(self) -> Tensor:
-        """(b, A) positions of each row's active block, N where there is none."""
+    def window(self, block: Tensor | None = None) -> Tensor:
+        """(b, A) positions of each row's active block, or of the blocks (b,) named; N where there is none."""
         if self.windows.shape[1] == 1:
             return self.windows[:, 0]
-        return self.windows.gather(1, self.block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
+        block = self.block if block is None else block
+        return self.windows.gather(1, block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
 
 
 def look(values: Tensor, window: Tensor | None, nothing: int = 0) -> Tensor:

@@ -34,7 +34,7 @@ from .adapters_rm import (
     refuse_plain_adapter,
     take_over_placement,
 )
-from .configuration_rm import RMConfig, blocks_from_answer, embedding_width
+from .configuration_rm import RMConfig, blocks_from_answer, embedding_width, reads_history
 from .families_rm import (
     backbone_class,
     family_of,
@@ -43,11 +43,12 @@ from .families_rm import (
     readable_weights,
     refuse_wrong_keys,
 )
+from .generation_canvas_rm import check_entries
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
-from .history import History, HistoryReference, HistorySegments, HistoryState
+from .history import History, HistoryReference, HistorySegments, HistoryState, check_history
 from .llada import register_conversions
-from .vocabulary_rm import reserved_token_ids, tokenizer_beside
+from .vocabulary_rm import reserved_token_ids, token_ids, tokenizer_beside
 
 
 @dataclass
@@ -267,7 +268,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         Logits for the current state, read together with its history.
 
         Args:
-            input_ids (`Tensor` of shape `(B, N)`, long): the current state.
+            input_ids (`Tensor` of shape `(B, N)`, of any integers): the current state.
             attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding; or bool of
                 shape `(B, 1, N, keys)`: who sees whom.
             position_ids (`Tensor` of shape `(B, N)`, *optional*): by default counted over the real positions.
@@ -287,11 +288,17 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             [`RMOutput`]
 
         Raises:
-            ValueError: for shapes and dtypes that do not fit.
+            ValueError: for shapes and dtypes that do not fit; on a CPU also for ids and labels outside the vocabulary
+                and for labels of which none counts. An accelerator would have to be waited for to see them.
         """
-        use_history = self.config.history if use_history is None else use_history
+        use_history = reads_history(self.config, use_history)
         wanted: Tensor | LogitsReader | None = logits_positions if logits_reader is None else logits_reader
-        _check_forward(self.config, input_ids, labels, wanted)
+        input_ids = _check_ids(self.config, input_ids, labels, wanted, num_items_in_batch)
+        batch, length = input_ids.shape
+        keys = getattr(attention_mask, "shape", ())[-1:]
+        check_entries("attention_mask", attention_mask, (batch, length), (batch, 1, length, *keys))
+        check_entries("editable_mask", editable_mask, (batch, length))
+        check_history(history, batch, length, embedding_width(self.config.text_config))
         _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
@@ -342,8 +349,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if config.position_groups is not None and config.attention_groups is not None:
             groups, heads = tuple(map(tuple, config.position_groups)), tuple(config.attention_groups)
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
-        elif attention_mask is not None and position_ids is None and config.backbone_positions:
-            position_ids = real_positions(attention_mask)
+        elif attention_mask is not None and attention_mask.dim() == 2 and config.backbone_positions:
+            position_ids = real_positions(attention_mask) if position_ids is None else position_ids
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             attention_mask = _additive(attention_mask, inputs)
         elif config.attention_block_length is not None:
@@ -513,23 +520,28 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_forward(
-    config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Tensor | LogitsReader | None
-) -> None:
-    if input_ids.dim() != 2:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids."
-        )
+def _check_ids(
+    config: RMConfig,
+    input_ids: Tensor,
+    labels: Tensor | None,
+    wanted: Tensor | LogitsReader | None,
+    num_items: Tensor | int | None,
+) -> Tensor:
+    """The input ids, long. Values are looked at on a CPU alone, where nothing has to be waited for; shapes always."""
+    look = getattr(input_ids, "device", None) == torch.device("cpu") and not torch.compiler.is_compiling()
+    input_ids = token_ids("input_ids", input_ids, config.vocab_size, look)
     if config.position_groups is not None and input_ids.shape[1] != len(config.position_groups[0]):
         raise ValueError(
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "
             f"{len(config.position_groups[0])}: pass sequences of that length."
         )
-    if labels is not None and wanted is not None:
+    if labels is None:
+        return input_ids
+    if wanted is not None:
         name = "logits_reader" if isinstance(wanted, LogitsReader) else "logits_positions"
         raise ValueError(f"`labels` need logits everywhere: leave `{name}` out, or take the loss yourself.")
-    if labels is not None and labels.shape != input_ids.shape:
-        raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "
-            "same shape, -100 where a position has none."
-        )
+    check_entries("labels", labels, tuple(input_ids.shape))
+    token_ids("labels", labels, config.vocab_size, look, nothing=-100)
+    if look and num_items is None and not (labels != -100).any():
+        raise ValueError("`labels` is -100 everywhere, and the mean over no label is none: leave `labels` out.")
+    return input_ids

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -62,19 +62,13 @@ class RemeDiConfig(RMConfig):
 
     model_type = "RemeDi"
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        policy_layers: Sequence[int] | None = None,
-        history: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.policy_layers = None if policy_layers is None else list(policy_layers)
-        super().__init__(text_config=text_config, history=history, **kwargs)
+    policy_layers: Sequence[int] | None = None
+    history: bool = False
 
     def check(self) -> None:
         """As [`RMConfig.check`]; fills in the layers where none are named."""
         super().check()
+        self.policy_layers = None if self.policy_layers is None else list(self.policy_layers)
         layers = self.text_config.get_text_config().num_hidden_layers
         if self.policy_layers is None:
             step = max(layers // 3, 1)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import grid
 from transformers import AutoConfig, BertConfig, LlamaConfig
@@ -24,6 +25,12 @@ BAD = {
     "mask id past the vocabulary": ({"mask_token_id": 10}, "mask_token_id.*10"),
     "negative mask id": ({"mask_token_id": -1}, "mask_token_id"),
     "mask id no integer": ({"mask_token_id": "9"}, "mask_token_id"),
+    "mask id a bool": ({"mask_token_id": True}, "mask_token_id.*True.*pass an integer"),
+    "history no bool": ({"history": "no"}, "`history` is 'no': pass one of True, False"),
+    "rotation no bool": ({"history_rotation": "yes"}, "`history_rotation` is 'yes'"),
+    "shift no bool": ({"logits_shift": None}, "`logits_shift` is None"),
+    "positions no bool": ({"backbone_positions": "off"}, "`backbone_positions` is 'off'"),
+    "trained no bool": ({"trained_to_remask": "yes"}, "`trained_to_remask` is 'yes': pass one of True, False, None"),
     "decay 0": ({"history_decay": 0.0}, "history_decay"),
     "decay above 1": ({"history_decay": 1.01}, "history_decay"),
     "negative decay": ({"history_decay": -0.5}, "history_decay"),
@@ -54,6 +61,7 @@ def test_bad_settings_are_refused(case: str) -> None:
 def test_the_good_arguments_of_the_bad_cases_are_accepted() -> None:
     RMConfig(text_config=backbone(), mask_token_id=9)
     RMConfig(text_config=backbone(**ODD), mask_token_id=9, history_rotation=False)
+    RMConfig(text_config=backbone(**ODD), mask_token_id=9, history=False)  # a rotation that nothing turns
     RMConfig(
         text_config=backbone(),
         mask_token_id=0,
@@ -61,6 +69,16 @@ def test_the_good_arguments_of_the_bad_cases_are_accepted() -> None:
         position_groups=[[0, 1]],
         attention_groups=[0, None],
     )
+
+
+def test_numpys_integers_are_integers(tmp_path: Path) -> None:
+    config = RMConfig(text_config=backbone(), mask_token_id=np.int64(9))
+    assert type(config.mask_token_id) is int
+    config.save_pretrained(tmp_path)
+    settings = ReflectiveGenerationConfig(max_steps=np.int32(7), revise_threshold=np.float32(0.25))
+    settings.save_pretrained(tmp_path)
+    loaded = ReflectiveGenerationConfig.from_pretrained(tmp_path)
+    assert (loaded.max_steps, loaded.revise_threshold) == (7, 0.25)
 
 
 def test_a_backbone_without_a_type_is_refused() -> None:

@@ -591,6 +591,8 @@ BAD = {
     "one row without a batch": ({"input_ids": IDS[0]}, "input_ids"),
     "floats": ({"input_ids": IDS.float()}, "input_ids"),
     "a list": ({"input_ids": IDS.tolist()}, "input_ids"),
+    "bools": ({"input_ids": IDS > 0}, "`input_ids` is torch.bool"),
+    "complex": ({"input_ids": IDS.to(torch.complex64)}, "`input_ids` is torch.complex64"),
     "an id past the vocabulary": ({"input_ids": torch.tensor([[4, 7, 0]])}, "input_ids"),
     "a negative id": ({"input_ids": torch.tensor([[4, -100, 0]])}, "input_ids"),
     "attention mask shape": ({"attention_mask": torch.ones(2, 4)}, "attention_mask"),
@@ -627,6 +629,12 @@ BAD = {
     "limits without revision": ({"revise": None, "max_remask_ratio": 0.5}, "revise"),
     "generators of another number": ({"generator": generators(0, 1, 2), "temperature": 1.0}, "generator"),
     "generators of another number, greedy": ({"generator": generators(0)}, "generator"),
+    "a seed for a generator": ({"generator": 42}, r"`generator` is 42: .*manual_seed\(42\)"),
+    "seeds for generators": ({"generator": [1, 2], "temperature": 1.0}, r"`generator` is \[1, 2\]"),
+    "history no bool": ({"use_history": "no"}, "`use_history` is 'no': pass one of True, False, None"),
+    "trajectory no bool": ({"output_trajectory": "yes"}, "`output_trajectory` is 'yes': pass one of True, False"),
+    "cache no bool": ({"use_cache": None}, "`use_cache` is None"),
+    "end no bool": ({"stop_at_eos": "false"}, "`stop_at_eos`"),
     "another library's config": ({"generation_config": object()}, "generation_config"),
 }
 
@@ -636,6 +644,17 @@ def test_bad_input_is_refused_before_any_forward(case: str) -> None:
     arguments, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         ScriptedModel(forbidden_forward).generate_reflective(**{"input_ids": IDS, **arguments})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_any_integers_are_token_ids(dtype: torch.dtype) -> None:
+    model, ids = wrapped(1), draft(2, 6)
+    expected = model.generate_reflective(ids, editable_mask=ids < 9, max_steps=6, output_trajectory=True)
+    output = model.generate_reflective(ids.to(dtype), editable_mask=ids < 9, max_steps=6, output_trajectory=True)
+    assert output.sequences.dtype == torch.long
+    assert torch.equal(output.trajectory.states, expected.trajectory.states)
+    with torch.no_grad():
+        assert torch.equal(model(ids.to(dtype)).logits, model(ids).logits)
 
 
 def test_a_model_without_a_mask_id_is_refused_before_any_forward() -> None:

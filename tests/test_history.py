@@ -246,9 +246,16 @@ def test_scope_editable_without_a_mask_is_refused() -> None:
         model(torch.zeros(1, 3, dtype=torch.long))
     # Whether history is read decides, not how the model was made.
     assert model(torch.zeros(1, 3, dtype=torch.long), use_history=False).history is None
-    off = wrapped(history_scope="editable", history=False)
-    with pytest.raises(ValueError, match="editable_mask"):
-        off(torch.zeros(1, 3, dtype=torch.long), use_history=True)
+
+
+def test_a_history_that_no_weight_ever_read_is_refused() -> None:
+    """In a forward pass and in decoding; what is no bool is not taken for True."""
+    off = wrapped(history=False)
+    for call in (off, off.generate_reflective):
+        with pytest.raises(ValueError, match=r"`use_history` is True.*from_backbone\(\.\.\., history=True\)"):
+            call(torch.zeros(1, 3, dtype=torch.long), use_history=True)
+        with pytest.raises(ValueError, match="`use_history` is 'no': pass "):
+            call(torch.zeros(1, 3, dtype=torch.long), use_history="no")
 
 
 # Precision
@@ -366,7 +373,18 @@ def test_rows_of_a_state_can_be_taken_apart_and_joined() -> None:
     joined = HistoryState.cat(parts)
     assert torch.equal(joined.accumulator, state.accumulator)
     assert torch.equal(joined.steps, state.steps)
+    assert joined.frozen is None
     assert not joined.detach().accumulator.requires_grad
+
+
+def test_what_is_frozen_stays_so_in_a_joined_memory() -> None:
+    """Rows of which some have finished blocks: their memory must stand in the next step."""
+    free = HistoryState(torch.randn(1, 3, 4), torch.tensor([2]))
+    held = HistoryState(torch.randn(2, 3, 4), torch.tensor([1, 1]), torch.tensor([[1, 0, 0], [0, 1, 1]]) > 0)
+    joined = HistoryState.cat([free, held])
+    assert joined.frozen.tolist() == [[False] * 3, [True, False, False], [False, True, True]]
+    after = HistoryReference().advance(joined, torch.ones(3, 3, 4)).accumulator
+    assert torch.equal((after == joined.accumulator).all(-1), joined.frozen)
 
 
 def test_a_batch_may_mix_memories_and_segments() -> None:

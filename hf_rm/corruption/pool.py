@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..generation_rules_rm import remask_advantage
 from ..history import HistoryState
 
 
@@ -188,6 +189,21 @@ class OnPolicyPool:
             )
         history = HistoryState(rows.pop("accumulator"), rows.pop("steps"))
         self.rows = PoolRows(**rows, history=history)
+
+
+def eq1_next_state(
+    ids: Tensor, logits: Tensor, mask_token_id: int, editable: Tensor, forbidden: Sequence[int] = ()
+) -> Tensor:
+    """
+    Eq. 1 for whole batches, (B, N) to (B, N): what a plain run of the decoding loop does in one step.
+
+    `forbidden` ids are never revealed; the mask never is.
+    """
+    is_mask = ids == mask_token_id
+    best = logits.index_fill(-1, torch.tensor([mask_token_id, *forbidden], device=ids.device), -torch.inf).argmax(-1)
+    remask = remask_advantage(ids, logits, mask_token_id) > 0
+    following = torch.where(is_mask, best, torch.where(remask, mask_token_id, ids))
+    return torch.where(editable, following, ids)
 
 
 def reveal_confident(

@@ -20,8 +20,7 @@ from ..corruption import (
     build_law,
     oracle_labels,
 )
-from ..corruption.pool import PoolRows, pool_places, reveal_confident
-from ..generation_rules_rm import eq1_next_state
+from ..corruption.pool import PoolRows, eq1_next_state, pool_places, reveal_confident
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
