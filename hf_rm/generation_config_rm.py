@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": 1,
     # which masks are revealed
     "reveal": "all",
-    "reveal_threshold": 0.9,
+    "reveal_threshold": None,
     "reveal_factor": 1.0,
     "min_reveals_per_step": 1,
     "restrict_confidence": False,
@@ -60,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None,
     "suppressed_token_ids": None,
 }
+_LIMITS = ("max_remasks_per_position", "max_remask_ratio", "max_remasks", "revise_threshold", "max_revision_rounds")
 _METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 _TRAINING_FREE: dict[str, Any] = {"use_history": False, "temperature": 0.0}
@@ -108,7 +109,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
         max_revision_rounds (`int`, *optional*): steps a block goes on after its last mask is gone. None: no bound.
         patience (`int`, defaults to 1): steps without a mask and without a change after which a block has converged.
         reveal (`str`, defaults to `"all"`): the reveal rule, a key of `REVEAL_RULES`.
-        reveal_threshold (`float`, defaults to 0.9): for `reveal="threshold"`: reveal where the probability is above.
+        reveal_threshold (`float`, *optional*): for `reveal="threshold"`: reveal where the probability is above; by
+            default 0.9.
         reveal_factor (`float`, defaults to 1): for `reveal="factor"`.
         min_reveals_per_step (`int`, defaults to 1): for these two: so many most confident masks anyway.
         restrict_confidence (`bool`, defaults to `False`): take probabilities among the tokens that may be written,
@@ -151,6 +153,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
         self.preset = kwargs.pop("preset", None)
         self._check_choice("preset", (*PRESETS, None))
         base = {**DEFAULTS, **PRESETS.get(self.preset or "", {}), "preset": self.preset}
+        if kwargs.get("reveal", base["reveal"]) != base["reveal"]:
+            base["reveal_threshold"] = None  # it belongs to the preset's rule
         for name, default in base.items():
             setattr(self, name, kwargs.pop(name, default))
         for name in _METADATA:
@@ -200,9 +204,14 @@ class ReflectiveGenerationConfig(GenerationConfig):
                 f'`steps` is {self.steps}, but reveal="{self.reveal}" follows no schedule: leave `steps` out or pass '
                 'reveal="confidence". `max_steps` bounds a run under any rule.'
             )
-        limits = ("max_remasks_per_position", "max_remask_ratio", "max_remasks", "revise_threshold")
-        if self.revise is None and any(getattr(self, name) is not None for name in limits):
-            raise ValueError(f"{', '.join(limits)} contradict revise=None: leave them out or name a revision rule.")
+        if self.reveal_threshold is not None and self.reveal != "threshold":
+            raise ValueError(
+                f'`reveal_threshold` is {self.reveal_threshold}, but reveal="{self.reveal}" has no threshold: pass '
+                'reveal_threshold=None or reveal="threshold".'
+            )
+        given = [name for name in _LIMITS if getattr(self, name) is not None]
+        if self.revise is None and given:
+            raise ValueError(f"`{'`, `'.join(given)}` contradict revise=None: pass None or name a revision rule.")
         threshold = self.revise_threshold
         if threshold is not None and self.revise is not None and REVISION_RULES[self.revise].threshold is None:
             raise ValueError(
@@ -244,10 +253,7 @@ class ReflectiveGenerationConfig(GenerationConfig):
 
         A new preset replaces what the old one and the defaults said, but not what was set by hand.
         """
-        values = {name: getattr(self, name) for name in DEFAULTS}
-        if changes.get("preset", self.preset) != self.preset:
-            values = self._by_hand()
-        return type(self)(**{**values, **changes})
+        return type(self)(**{**self._by_hand(), **changes})
 
     def _by_hand(self) -> dict[str, Any]:
         """The settings that neither the defaults nor the preset explain."""

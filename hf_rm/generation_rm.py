@@ -41,7 +41,7 @@ from .generation_canvas_rm import (
 )
 from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_denoiser_rm import Denoised, Denoiser
-from .generation_output_rm import Recorder, ReflectiveOutput, ReflectiveTrajectory
+from .generation_output_rm import REMASK, REPLACE, REVEAL, Recorder, ReflectiveOutput, ReflectiveTrajectory
 from .generation_revision_rm import REVISION_RULES, NoRevision, RemaskLimits
 from .generation_rows_rm import (
     EOS,
@@ -131,8 +131,9 @@ class ReflectiveGenerationMixin:
            b. propose a token for every position of the block (argmax, or a sample with the row's own numbers);
            c. the reveal rule picks the masks that become their proposals;
            d. the revision rule picks the visible tokens to take back, and the limits cut its choice down;
-           e. apply both, record, stream;
-           f. move rows on to their next block, or finish them; now and then drop the finished ones from the batch.
+           e. apply both;
+           f. move rows on to their next block, or finish them; record, stream, and now and then drop the finished ones
+              from the batch.
 
         Args:
             input_ids (`Tensor` of shape `(B, N)`, of any integers): a prompt, a text with masks in it, or a full draft
@@ -153,7 +154,8 @@ class ReflectiveGenerationMixin:
             [`ReflectiveOutput`]
 
         Raises:
-            ValueError: for any argument that cannot work, before the first forward pass.
+            ValueError: for any argument that cannot work, before the first forward pass; and for a model whose scores
+                are not finite.
 
         Example:
             >>> import hf_rm  # doctest: +SKIP
@@ -306,6 +308,7 @@ class _DenoisingLoop:
         self.loops = LoopDetector(canvas.ids) if self._state_is_everything() else None
         self.recorder = Recorder(canvas.ids) if config.output_trajectory else None
         self.reason = torch.zeros_like(self.rows.index)
+        self.spoiled = self.reason.bool()
         names = ("num_steps", "num_forwards", "num_reveals", "num_remasks", "num_edits", "num_revision_rounds")
         self.counts = {name: torch.zeros_like(self.rows.index) for name in names}
         # How many steps go by before the host looks which rows are done: looking makes a GPU wait.
@@ -324,7 +327,6 @@ class _DenoisingLoop:
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(self.canvas.ids.cpu())
         progress.close()
-        self._cut_at_end()
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
             streamer.end()
@@ -348,10 +350,13 @@ class _DenoisingLoop:
             look(rows.revisions, window),
             self.counts["num_remasks"][rows.index] + self.counts["num_edits"][rows.index],
         )
-        # e. apply and record
+        # e. apply
         self._apply(rows, window, step, reveal, revised)
         # f. move on
-        self._advance(rows, step.masked, reveal, revised)
+        cut = self._advance(rows, step.masked, reveal, revised)
+        if self.recorder is not None:
+            done = reveal * REVEAL + revised * (REPLACE if self.revise.replaces else REMASK)
+            self.recorder.add(self.canvas.ids, rows, window, done, cut)
 
     def _look(self, rows: Rows, window: Tensor | None, denoised: Denoised) -> DenoisingStep:
         """What the rules see: the active block of every row that is not done."""
@@ -388,7 +393,8 @@ class _DenoisingLoop:
         rows.ids = put(rows.ids, window, new)
         rows.revisions = rows.revisions + put(torch.zeros_like(rows.ids), window, revised.long())
         self.memory = self.revise.note(step, reveal)
-        self.canvas.ids[rows.index] = rows.ids
+        wrong = ~step.log_partition.isfinite() & (step.masked | step.visible)
+        self.spoiled[rows.index] |= wrong.any(-1)
         alive = ~rows.done
         rows.steps = rows.steps + alive
         additions = {
@@ -400,11 +406,9 @@ class _DenoisingLoop:
         }
         for name, amount in additions.items():
             self.counts[name][rows.index] += amount
-        if self.recorder is not None:
-            self.recorder.add(self.canvas.ids, rows, window, reveal, revised, replaces)
 
-    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> None:
-        """Decide for every row whether its block goes on, its next block begins, or it is done."""
+    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> Tensor | None:
+        """Decide for every row whether its block goes on, its next begins, or it is done; where a text was cut off."""
         had_mask, moved = masked.any(-1), revised.any(-1)
         has_mask = (masked & ~reveal).any(-1)
         if not self.revise.replaces:
@@ -427,7 +431,10 @@ class _DenoisingLoop:
         self._begin_blocks(rows, block_done & ~row_done)
         out_of_steps = (rows.steps >= self.max_steps[rows.index]) & ~row_done & ~rows.done
         rows.reason = torch.where(out_of_steps, MAX_STEPS, rows.reason)
+        cut = self._cut_at_end(rows, row_done | out_of_steps) if self.config.stop_at_eos else None
         rows.done = rows.done | row_done | out_of_steps
+        self.canvas.ids[rows.index] = rows.ids
+        return cut
 
     def _past_schedule(self, schedule: Schedule) -> Tensor:
         """(b,) bool: the block's share of `steps` is spent, and what is masked now was reopened by a revision."""
@@ -473,7 +480,12 @@ class _DenoisingLoop:
         """Go on without the rows that are done; how many they are."""
         rows = self.rows
         keep = ~rows.done
-        finished = len(keep) - int(keep.sum())
+        finished, spoiled = torch.stack((rows.done.sum(), self.spoiled.sum())).tolist()
+        if spoiled:
+            raise ValueError(
+                f"the model's scores of row {int(self.spoiled.nonzero()[0])} are not finite: check its weights, "
+                "and load it in bfloat16 or float32 where it is in float16."
+            )
         if finished:
             self.reason[rows.index] = rows.reason
             self.rows = rows.select(keep)
@@ -483,15 +495,13 @@ class _DenoisingLoop:
                 self.loops.select(keep)
         return finished
 
-    def _cut_at_end(self) -> None:
-        """What follows the first end token of an answer becomes padding."""
-        if not self.config.stop_at_eos:
-            return
+    def _cut_at_end(self, rows: Rows, which: Tensor) -> Tensor:
+        """What follows the first end token of these rows' answers becomes padding: they are over. (b, N), where."""
         assert self.ends is not None and self.padding is not None
-        canvas = self.canvas
-        is_end = (canvas.ids[..., None] == self.ends).any(-1) & canvas.editable
-        behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
-        canvas.ids = torch.where(behind & canvas.editable, self.padding, canvas.ids)
+        is_end = (rows.ids[..., None] == self.ends).any(-1) & rows.editable
+        cut = ((is_end.long().cumsum(-1) - is_end.long()) > 0) & rows.editable & which[:, None]
+        rows.ids = torch.where(cut, self.padding, rows.ids)
+        return cut
 
     def _state_is_everything(self) -> bool:
         """Whether the next step depends on the current state alone, so that a repeated state proves a loop."""

@@ -124,7 +124,8 @@ class LoopDetector:
         generator = torch.Generator().manual_seed(0)
         bounds = torch.iinfo(torch.int64)
         self.weights = torch.randint(bounds.min, bounds.max, ids.shape[1:], generator=generator).to(ids.device) | 1
-        self.seen = [self._hash(ids)]
+        self.seen = self._hash(ids)[None]  # (states, b)
+        self.count = 1
         self.since = torch.zeros_like(self.seen[0])
 
     def _hash(self, ids: Tensor) -> Tensor:
@@ -132,16 +133,19 @@ class LoopDetector:
 
     def returned(self, ids: Tensor) -> Tensor:
         """(b,) bool: states (b, N) that were there before; they are remembered."""
-        new = self._hash(ids)
-        before = torch.stack(self.seen, dim=-1)
-        place = torch.arange(before.shape[1], device=ids.device)
-        self.seen.append(new)
-        return ((before == new[:, None]) & (place >= self.since[:, None])).any(-1)
+        new, before = self._hash(ids), self.seen[: self.count]
+        if self.count == len(self.seen):
+            # Twice the room: over a run no more is copied than the run is long.
+            self.seen = F.pad(self.seen, (0, 0, 0, self.count))
+        self.seen[self.count] = new
+        self.count += 1
+        place = torch.arange(len(before), device=ids.device)
+        return ((before == new) & (place[:, None] >= self.since)).any(0)
 
     def forget(self, which: Tensor) -> None:
         """These rows (b,) begin another block, in which earlier states prove nothing."""
-        self.since = torch.where(which, len(self.seen), self.since)
+        self.since = torch.where(which, self.count, self.since)
 
     def select(self, keep: Tensor) -> None:
         """Go on with the rows where `keep` (b,) is true."""
-        self.seen, self.since = [values[keep] for values in self.seen], self.since[keep]
+        self.seen, self.since = self.seen[:, keep], self.since[keep]

@@ -154,7 +154,7 @@ class RevealAboveThreshold(RevealRule):
     """Masks whose proposal is more probable than the threshold, and always the few most confident ones (Fast-dLLM)."""
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        self.threshold = config.reveal_threshold
+        self.threshold = 0.9 if config.reveal_threshold is None else config.reveal_threshold
         self.at_least = config.min_reveals_per_step
 
     def __call__(self, step: DenoisingStep) -> Tensor:

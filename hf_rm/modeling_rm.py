@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -133,7 +133,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 `suppressed_token_ids` defaults to the ids that the tokenizer beside the weights does not have.
 
         Raises:
-            ValueError: when no mask id is to be found or a setting cannot work.
+            ValueError: when no mask id is to be found, a setting cannot work, or an argument is none of these.
 
         Example:
             >>> from transformers import BertConfig, BertForMaskedLM
@@ -142,6 +142,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
+        known = cls.config_class.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__
+        if unknown := sorted(config_kwargs.keys() - known):
+            raise ValueError(
+                f"Unknown argument(s) {', '.join(map(repr, unknown))}: pass settings of {cls.config_class.__name__} "
+                f"({', '.join(sorted(known))}), and what is for the backbone's from_pretrained as backbone_kwargs."
+            )
         where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
             where = backbone_kwargs or {}

@@ -10,7 +10,7 @@ from tiny_models import grid
 from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from hf_rm import ReflectiveGenerationConfig, RMConfig
-from hf_rm.generation_config_rm import DEFAULTS
+from hf_rm.generation_config_rm import DEFAULTS, PRESETS
 
 
 def backbone(**kwargs: Any) -> LlamaConfig:
@@ -168,6 +168,25 @@ def test_unknown_settings_are_refused_everywhere(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_beams": 2}))
     with pytest.raises(ValueError, match="num_beams"):
         ReflectiveGenerationConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_threshold_of_a_preset_leaves_with_its_rule(preset: str) -> None:
+    config = ReflectiveGenerationConfig(preset=preset)
+    if config.reveal in ("policy", "remdm"):
+        return
+    for other in (config.updated(reveal="margin"), ReflectiveGenerationConfig(preset=preset, reveal="margin")):
+        assert other.reveal == "margin" and other.reveal_threshold is None
+        assert other.preset == preset and other.revise == config.revise
+    assert config.updated(max_steps=3).reveal_threshold == config.reveal_threshold
+    with pytest.raises(ValueError, match="reveal_threshold=None"):
+        ReflectiveGenerationConfig(reveal="threshold", reveal_threshold=0.5).updated(reveal="margin")
+
+
+@pytest.mark.parametrize("card", ["rm-sudoku", "rm-image-edit", "tiny-math-base"])
+def test_what_is_shipped_is_valid(card: str) -> None:
+    folder = Path(__file__).parents[1] / "model_cards" / card
+    ReflectiveGenerationConfig.from_pretrained(folder).updated(max_steps=9)
 
 
 def test_updating_copies_and_validates() -> None:

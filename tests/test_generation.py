@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_rm import ReflectiveGenerationConfig
 from hf_rm.generation_output_rm import KEEP, REMASK, REPLACE, REVEAL
 from hf_rm.generation_rm import ReflectiveOutput, reflective_rule
+from hf_rm.generation_rows_rm import LoopDetector
 from hf_rm.history import accumulate
 
 REVEALS = ("all", "threshold", "confidence", "margin", "entropy")
@@ -153,7 +154,7 @@ def test_every_run_obeys_the_state_machine(
         generator=torch.Generator().manual_seed(seed),
         max_new_tokens=max_new_tokens,
         reveal=reveal,
-        reveal_threshold=0.5,
+        reveal_threshold=0.5 if reveal == "threshold" else None,
         temperature=temperature,
         block_length=block_length,
         max_steps=max_steps,
@@ -262,11 +263,6 @@ def test_revision_rounds_bound_a_polite_adversary() -> None:
 def test_a_bound_that_was_not_needed_is_not_the_reason(rounds: int, reason: str) -> None:
     output = ScriptedModel(steady).generate_reflective(torch.zeros(1, 4, dtype=torch.long), max_revision_rounds=rounds)
     assert output.stop_reason == [reason]
-    # Nothing is revised, so there are no rounds to bound.
-    plain = ScriptedModel(steady).generate_reflective(
-        torch.zeros(1, 4, dtype=torch.long), max_revision_rounds=rounds, revise=None
-    )
-    assert plain.stop_reason == ["converged"]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -468,7 +464,7 @@ def test_a_row_is_the_same_in_any_batch(reveal: str, temperature: float, side: s
         [(tokens, None) for tokens in rows],
         (ids, attention_mask),
         reveal=reveal,
-        reveal_threshold=0.4,
+        reveal_threshold=0.4 if reveal == "threshold" else None,
         temperature=temperature,
         max_new_tokens=4,
         block_length=3,
@@ -534,6 +530,48 @@ def test_finished_rows_leave_the_forward_pass() -> None:
     assert output.num_steps.tolist() == [1, 4, 2]
     assert [len(seen) for seen in model.seen] == [3, 2, 1, 1]
     assert (output.sequences == torch.where(ids == 0, 3, ids)).all()
+
+
+# Scores that are none
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [MASK, 4], ids=["at the mask", "at a token"])
+def test_scores_that_are_no_numbers_are_not_decoded(bad: float, place: int) -> None:
+    """Else every position becomes token 1, which the run calls converged."""
+
+    def script(ids: Tensor) -> Tensor:
+        logits = steady(ids)
+        logits[ids[:, 0] == 5, 2, place] = bad  # the row that begins with a 5, at its third position
+        return logits
+
+    model, ids = ScriptedModel(script), torch.tensor([[4, 0, 0], [5, 0, 0]])
+    with pytest.raises(ValueError, match="scores of row 1 are not finite"):
+        model.generate_reflective(ids)
+    # Where nothing is decoded, nobody reads them: padding may see nothing at all.
+    output = model.generate_reflective(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    assert output.sequences.tolist() == [[4, 3, 3], [5, 3, 0]]
+
+
+# Loops
+
+
+def test_the_loop_detector_finds_what_a_set_finds_and_copies_little() -> None:
+    states = torch.randint(0, 3, (400, 2, 4), generator=torch.Generator().manual_seed(0))
+    detector, places = LoopDetector(states[0]), set()
+    seen = [{tuple(row)} for row in states[0].tolist()]
+    for step, ids in enumerate(states[1:]):
+        if step == 200:  # the second row begins a block
+            detector.forget(torch.tensor([False, True]))
+            seen[1] = set()
+        found = detector.returned(ids).tolist()
+        assert found == [tuple(row) in known for row, known in zip(ids.tolist(), seen, strict=True)]
+        for row, known in zip(ids.tolist(), seen, strict=True):
+            known.add(tuple(row))
+        places.add(detector.seen.data_ptr())
+    assert len(places) <= 10, "a new place for 1, 2, 4, ... states, not for each"
+    detector.select(torch.tensor([False, True]))
+    assert detector.returned(states[-1][1:]).tolist() == [True]
 
 
 # Streaming
@@ -626,6 +664,9 @@ BAD = {
     "unknown revise": ({"revise": "sometimes"}, "revise"),
     "unknown editable": ({"editable": "none"}, "editable"),
     "steps without a schedule": ({"reveal": "threshold", "steps": 4}, "steps"),
+    "a threshold that nothing reads": ({"reveal_threshold": 0.5}, '`reveal_threshold` is 0.5, but reveal="all"'),
+    "the default one too": ({"reveal_threshold": 0.9, "reveal": "margin"}, 'reveal="margin" has no threshold'),
+    "rounds without revision": ({"revise": None, "max_revision_rounds": 2}, "`max_revision_rounds` contradict revise"),
     "limits without revision": ({"revise": None, "max_remask_ratio": 0.5}, "revise"),
     "generators of another number": ({"generator": generators(0, 1, 2), "temperature": 1.0}, "generator"),
     "generators of another number, greedy": ({"generator": generators(0)}, "generator"),

@@ -64,6 +64,12 @@ def test_a_backbone_without_a_mask_id_is_refused() -> None:
         RMForMaskedDiffusion.from_backbone(llama(), mask_token_id=11)
 
 
+@pytest.mark.parametrize("name", ["histroy_decay", "dtype", "policy_layers"])
+def test_an_argument_that_nobody_reads_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Unknown argument.*'{name}'.*history_decay.*backbone_kwargs"):
+        RMForMaskedDiffusion.from_backbone(llama(), mask_token_id=0, **{name: 0.5})
+
+
 @pytest.mark.parametrize("name", ["NoSuchForMaskedLM", "LlamaConfig", "__version__", None])
 def test_an_unknown_backbone_class_is_refused(name: str | None) -> None:
     config = RMConfig(text_config=llama().config, mask_token_id=0)

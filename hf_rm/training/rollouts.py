@@ -119,7 +119,7 @@ def roll_out(
     """
     check_rollout_config(model, config)
     mask_token_id = model._resolve_mask_token_id(config)
-    check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
+    input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
     check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
     blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
     canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
