@@ -53,7 +53,7 @@ class MaskedTrainer(Trainer):
     """
     Base of the trainers of this package; see [`RMTrainer`] and [`MaskedSFTTrainer`].
 
-    Unlike plain `Trainer` it accepts a model by name, wraps datasets ([`RowDataset`]), takes a `peft_config`, writes
+    Unlike plain `Trainer` it wraps datasets ([`RowDataset`]), takes a `peft_config`, writes
     checkpoints to a staging folder that is renamed when it is whole, and leaves the pickled arguments out of them.
     """
 
@@ -62,7 +62,7 @@ class MaskedTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: PreTrainedModel,
         args: MaskedTrainingArguments,
         data_collator: Any,
         train_dataset: Any = None,
@@ -72,7 +72,8 @@ class MaskedTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         # Data
-        wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
+        about = (processing_class, args.max_length, model.config.vocab_size)
+        wrap = lambda rows: None if rows is None else RowDataset(rows, *about)  # noqa: E731
         super().__init__(
             # PEFT
             model=prepare_for_training(model, peft_config),

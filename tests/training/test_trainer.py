@@ -348,6 +348,20 @@ def test_a_pool_that_leaves_no_row_on_one_side_is_refused(tmp_path, model, rows)
         ({"pool_fraction": 1.0}, "pool_fraction"),
         ({"pool_reveal_threshold": 1.5}, "pool_reveal_threshold"),
         ({"edit_weight": 0.0}, "edit_weight"),
+        ({"pool_start": "x"}, "`pool_start` is 'x': pass one of 'draft', 'law', 'canvas'"),
+        ({"pool_start_step": -5}, "`pool_start_step` is -5"),
+        ({"pool_max_age": 0}, "`pool_max_age` is 0"),
+        ({"min_corruption_rate": 0.6}, "`min_corruption_rate` is 0.6 and `max_corruption_rate` 0.5"),
+        ({"min_corruption_rate": -0.1}, "`min_corruption_rate` is -0.1"),
+        ({"max_corruption_rate": 1.5}, "`max_corruption_rate` is 1.5"),
+        ({"full_corruption": 2}, "`full_corruption` is 2"),
+        ({"blank_rows": -1}, "`blank_rows` is -1"),
+        ({"blank_rows": "half"}, "`blank_rows` is 'half'"),
+        ({"reveal_weights": "1/t"}, "`reveal_weights`"),
+        ({"muon_learning_rate": -1}, "`muon_learning_rate` is -1"),
+        ({"max_length": -1}, "`max_length` is -1"),
+        ({"max_length": 0}, "`max_length` is 0"),
+        ({"loss_chunk_rows": -2}, "`loss_chunk_rows` is -2"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
 )
@@ -368,6 +382,26 @@ def test_bad_arguments_are_named(tmp_path, settings, message):
 def test_bad_datasets_are_named(tmp_path, model, dataset, message):
     with pytest.raises(ValueError, match=message):
         RMTrainer(model, arguments(tmp_path), train_dataset=dataset)
+
+
+@pytest.mark.parametrize("kind", [RMTrainer, MaskedSFTTrainer])
+def test_rows_that_are_not_the_models_are_named(tmp_path, model, rows, kind):
+    settings = MaskedSFTArguments if kind is MaskedSFTTrainer else RMTrainingArguments
+
+    def train(row: list, place: int, **more) -> None:
+        data = [*rows[:place], {"input_ids": row, "idx": "odd", **more}, *rows[place:15]]
+        kind(model, arguments(tmp_path, settings), train_dataset=data).train()
+
+    for place in (0, 9):  # the first at once, others when they are read
+        with pytest.raises(ValueError, match="row 'odd' has the id 12, outside the model's vocabulary of 12"):
+            train([1, 12, 3], place)
+        with pytest.raises(ValueError, match="row 'odd' has the id -100"):
+            train([1, 2, -100], place)
+        with pytest.raises(ValueError, match="row 'odd' has `input_ids` of float64"):
+            train([1.0, 2.0], place)
+        with pytest.raises(ValueError, match=r"row 'odd' has the mask \(0\) as a target"):
+            train([1, 0, 3], place)
+    train([1, 0, 3], 9, editable_mask=[False, False, True])  # a prompt may hold one
 
 
 def test_a_sample_that_is_too_long_is_named(tmp_path, model, rows):
