@@ -472,6 +472,76 @@ def test_a_row_is_the_same_in_any_batch(reveal: str, temperature: float, side: s
     )
 
 
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 1000),
+    lengths=st.lists(st.integers(1, 8), min_size=2, max_size=4),
+    side=st.sampled_from(["left", "right"]),
+    padding=st.integers(0, 3),
+    reveal=st.sampled_from(REVEALS),
+    history=st.booleans(),
+    block_length=st.sampled_from([None, 3]),
+    limits=st.sampled_from([{}, {"max_remasks_per_position": 1}, {"max_remask_ratio": 0.3}, {"revise": "low_prob"}]),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_neither_neighbours_nor_padding_matter(
+    seed: int,
+    lengths: list[int],
+    side: str,
+    padding: int,
+    reveal: str,
+    history: bool,
+    block_length: int | None,
+    limits: dict[str, Any],
+    temperature: float,
+) -> None:
+    """A row alone and without padding, and among others with any amount of it: the same text, steps and end."""
+    rows, width = [draft(length, seed=seed + length) for length in lengths], max(lengths) + padding
+    ids, attention_mask = torch.full((len(rows), width), 7), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        where = slice(width - len(tokens), width) if side == "left" else slice(0, len(tokens))
+        ids[row, where], attention_mask[row, where] = tokens, 1
+    chosen = {"reveal": reveal, "block_length": block_length, "temperature": temperature, **limits}
+    assert_rows_agree(
+        wrapped(seed % 4, history=history),
+        [(tokens, None) for tokens in rows],
+        (ids, attention_mask),
+        max_new_tokens=3,
+        max_steps=25,
+        **chosen,
+    )
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    reveal=st.sampled_from(REVEALS),
+    revise=st.sampled_from(["reflective", "low_prob", "t2t_remask", "logit_diff"]),
+    block_length=st.sampled_from([None, 2]),
+    limit=st.sampled_from([{"max_remasks_per_position": 2}, {"max_remasks": 5}, {"max_steps": 9}]),
+    history=st.booleans(),
+)
+def test_any_limit_ends_any_model(
+    seed: int, reveal: str, revise: str, block_length: int | None, limit: dict[str, int], history: bool
+) -> None:
+    """A model of no mind, whose scores are new in every step: runs end where the limit says, and without a mask."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def script(ids: Tensor) -> Tensor:
+        return 3 * torch.randn(*ids.shape, 7, generator=generator)
+
+    ids = draft(3, 6, seed=seed, vocab_size=7)
+    # Far out: what ends the run is the limit itself.
+    settings = {"max_steps": 5000, "editable": "all", "block_length": block_length, **limit}
+    output = ScriptedModel(script, history=history).generate_reflective(ids, reveal=reveal, revise=revise, **settings)
+    if "max_steps" in limit:
+        assert int(output.num_steps.max()) <= 9
+        return
+    assert not (output.sequences == MASK).any()
+    assert int(output.num_steps.max()) < 2000 and "max_steps" not in output.stop_reason
+    assert int(output.num_remasks.max()) <= (5 if "max_remasks" in limit else 2 * 6)
+
+
 @pytest.mark.parametrize("history", [True, False])
 def test_drafts_under_revision_are_the_same_in_any_batch(history: bool) -> None:
     model = wrapped(4, history=history)

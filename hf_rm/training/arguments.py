@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from numbers import Real
 from typing import Any
 
 from transformers import TrainingArguments
@@ -74,7 +73,7 @@ class MaskedTrainingArguments(TrainingArguments):
         value: Any = getattr(self, name)
         if value is None and self.__dataclass_fields__[name].default is None:
             return
-        if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"`{name}` is {value!r}: pass {what}.")
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:
