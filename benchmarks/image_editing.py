@@ -40,7 +40,7 @@ def main() -> None:
     if not runs:
         parser.error(f"{options.folder} holds no trained system: run recipes/image_edit.py first.")
     settings = json.loads((runs[0] / "settings.json").read_text())
-    material = {"cell": settings["cell"], "emoji": settings["emoji"]}
+    material = {name: settings[name] for name in ("size", "cell", "emoji")}
     examples = generate_edits(options.edits, options.seed, options.split, **material)
     records = [record for run in runs for record in time_system(run, examples, options.steps)]
     print_table(f"Image editing, {options.edits} edits of {options.split}", [row(record) for record in records])

@@ -7,6 +7,8 @@ First the graders: reference solutions, each to its own problem and to another o
 the recipes: an untrained LLaDA of some 0.4 M parameters with a byte-level tokenizer fitted on the training file goes
 through recipes/math.py and recipes/mbpp.py: base, vanilla SFT and RM, a few steps each, decoded, graded (programs in
 the sandbox) and reported. Its scores are those of a network that has seen next to nothing.
+
+The files are not part of the project: without one this says what it needs, and measures nothing.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import sys
 import time
 from pathlib import Path
 from random import Random
+from typing import Any
 
+import torch
 from _common import Row, add_result, print_table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -28,6 +32,11 @@ from hf_rm.tasks.math.tasks import MathTask
 from hf_rm.tasks.text import TextSample
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+FILES = {
+    "gsm8k": "openai/gsm8k, main, train: JSONL with question and answer",
+    "math": "MATH's training problems with solutions: JSONL with problem and solution",
+    "mbpp": "MBPP, full: JSONL with task_id, text, code and test_list",
+}
 LENGTH = 1024
 
 
@@ -77,6 +86,7 @@ def build_base(samples: list[TextSample], folder: Path) -> None:
         eos_token_id=fast.eos_token_id,
         mask_token_id=fast.mask_token_id,
     )
+    torch.manual_seed(0)  # a second run reads the first one's stages back
     LLaDAModelLM(config).save_pretrained(folder)
 
 
@@ -130,11 +140,11 @@ def run_recipe(name: str, recipe: str, data: str, folder: Path, options: argpars
     return rows
 
 
-def main() -> None:
-    """Measure, print and save."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("gsm8k", "math", "mbpp"):
-        parser.add_argument(f"--{name}", help=f"The {name} file; left out without it.")
+    for name, form in FILES.items():
+        parser.add_argument(f"--{name}", help=f"A file of {form}; left out without it.")
     parser.add_argument("--work", type=Path, default=Path("outputs/real-files"))
     parser.add_argument("--solutions", type=int, default=10_000, help="Reference solutions graded, at most.")
     parser.add_argument("--programs", type=int, default=60, help="Reference programs graded, at most.")
@@ -142,12 +152,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--forwards", type=int, default=8)
     parser.add_argument("--completion_length", type=int, default=256)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    for name in FILES:
+        if getattr(options, name) is not None and not Path(getattr(options, name)).exists():
+            parser.error(f"--{name} {getattr(options, name)} is no file")
+    return options
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
+    """Measure, print and save; without a file say what is needed."""
+    options = parse_arguments(argv)
+    given = {name: getattr(options, name) for name in FILES if getattr(options, name) is not None}
+    if not given:
+        print("real_files measures nothing without published files, which are not part of the project. Pass any of:")
+        for name, form in FILES.items():
+            print(f"  --{name} FILE   {form}")
+        return None
     graded, solved = [], []
-    for name in ("gsm8k", "math", "mbpp"):
-        data = getattr(options, name)
-        if data is None:
-            continue
+    for name, data in given.items():
         code = name == "mbpp"
         task = CodeTask(name, data) if code else MathTask(name, data)
         graded.append(grade_references(task, options.programs if code else options.solutions))
@@ -157,7 +179,9 @@ def main() -> None:
         solved += run_recipe(name, "mbpp.py" if code else "math.py", data, folder, options)
     print_table("Reference solutions", graded)
     print_table("The recipes with a network that has seen next to nothing", solved)
-    add_result("real_files", {"graded": graded, "solved": solved})
+    result = {"graded": graded, "solved": solved}
+    add_result("real_files", result)
+    return result
 
 
 if __name__ == "__main__":

@@ -60,16 +60,17 @@ def main() -> None:
         preset="remedi", temperature=1.0, max_new_tokens=ANSWER, steps=STEPS, block_length=BLOCK, use_cache=True
     )
     output, trajectory = roll_out(model, config, prompts)
-    forwards = int(output.num_forwards.max())
+    # A rollout has passes that commit a finished block to the cache beside those of its steps.
+    forwards, steps = int(output.num_forwards.max()), int(output.num_steps.max())
     blocks, length = ANSWER // BLOCK, PROMPT + ANSWER
     rows: list[Row] = []
     for name, passes, positions, function in (
         ("rollout, cached", forwards, length + (forwards - 1) * BLOCK, lambda: roll_out(model, config, prompts)),
-        ("update, one step a row", forwards, forwards * length, lambda: update(model, trajectory, False)),
+        ("update, one step a row", steps, steps * length, lambda: update(model, trajectory, False)),
         (
             "update, all blocks at once",
-            forwards // blocks,
-            forwards // blocks * (length + ANSWER),
+            steps // blocks,
+            steps // blocks * (length + ANSWER),
             lambda: update(model, trajectory, True),
         ),
     ):

@@ -6,7 +6,7 @@
 
 The table of each board is written as npz (`hf_rm.tasks.sudoku.load_ceiling` reads it); a finished file with the same
 settings is not computed again. One JSON line a run goes to sudoku_ceiling.jsonl beside it. Needs ortools
-(`pip install hf-rm[test]`).
+(`pip install hf-rm[sudoku]`).
 """
 
 from __future__ import annotations

@@ -183,11 +183,7 @@ def check_inputs(
     return input_ids
 
 
-_ENTRIES = {
-    "attention_mask": "0 for padding",
-    "editable_mask": "True where a token may change",
-    "labels": "-100 where there is none",
-}
+_MEANING = {"attention_mask": "0 for padding", "editable_mask": "True where it may change", "labels": "-100 for none"}
 
 
 def check_entries(name: str, value: Any, *shapes: tuple[int, ...]) -> None:
@@ -197,7 +193,7 @@ def check_entries(name: str, value: Any, *shapes: tuple[int, ...]) -> None:
         kind = "bool tensor" if name == "editable_mask" else "tensor"
         raise ValueError(
             f"`{name}` is {described(value)}: pass a {kind} of shape {' or '.join(map(str, dict.fromkeys(shapes)))}, "
-            f"one entry a token, {_ENTRIES[name]}."
+            f"one entry a token, {_MEANING[name]}."
         )
 
 

@@ -251,9 +251,14 @@ class ReflectiveGenerationConfig(GenerationConfig):
         """
         A validated copy with some settings changed; unknown names are refused.
 
-        A new preset replaces what the old one and the defaults said, but not what was set by hand.
+        A new preset replaces what the old one and the defaults said, and a reveal or revision rule that was set by
+        hand, with its threshold: rules are what it is a name for. Other settings made by hand stay.
         """
-        return type(self)(**{**self._by_hand(), **changes})
+        values, preset = self._by_hand(), changes.get("preset", self.preset)
+        for rule in ("reveal", "revise"):
+            if preset != self.preset and rule in values and rule in PRESETS.get(str(preset), {}):
+                values = {name: value for name, value in values.items() if name not in (rule, f"{rule}_threshold")}
+        return type(self)(**{**values, **changes})
 
     def _by_hand(self) -> dict[str, Any]:
         """The settings that neither the defaults nor the preset explain."""

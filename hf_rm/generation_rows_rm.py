@@ -46,21 +46,11 @@ class Rows(Canvas):
         """All rows, before their first step."""
         index = torch.arange(len(canvas.ids), device=canvas.ids.device)
         zeros = torch.zeros_like(index)
-        return cls(
-            **{**vars(canvas), "ids": canvas.ids.clone()},
-            index=index,
-            block=zeros,
-            block_step=zeros,
-            block_masks=((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1),
-            revisions=torch.zeros_like(canvas.ids),
-            quiet=zeros,
-            rounds=zeros,
-            closed=zeros.bool(),
-            done=zeros.bool(),
-            reason=zeros,
-            steps=zeros,
-            keys=keys,
-        )
+        values: dict[str, Any] = {**vars(canvas), "ids": canvas.ids.clone(), "index": index, "keys": keys}
+        values |= dict.fromkeys(("block", "block_step", "quiet", "rounds", "reason", "steps"), zeros)
+        values |= dict.fromkeys(("closed", "done"), zeros.bool())
+        values["block_masks"] = ((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1)
+        return cls(**values, revisions=torch.zeros_like(canvas.ids))
 
     def select(self, keep: Tensor) -> Rows:
         """The rows where `keep` (b,) is true."""

@@ -121,9 +121,10 @@ class HistorySegments:
 
 
 History = HistoryState | HistorySegments
+Histories = History | Sequence[History] | None
 
 
-def check_history(history: History | Sequence[History] | None, batch: int, length: int, width: int) -> None:
+def check_history(history: Histories, batch: int, length: int, width: int) -> None:
     """Raise a ValueError for a history that is not of this many rows, positions and dimensions; shapes alone count."""
     rows, parts = 0, history if isinstance(history, Sequence) else () if history is None else (history,)
     for part in parts:

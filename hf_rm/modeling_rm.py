@@ -46,7 +46,7 @@ from .families_rm import (
 from .generation_canvas_rm import check_entries
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
-from .history import History, HistoryReference, HistorySegments, HistoryState, check_history
+from .history import Histories, HistoryReference, HistorySegments, HistoryState, check_history
 from .llada import register_conversions
 from .vocabulary_rm import reserved_token_ids, token_ids, tokenizer_beside
 
@@ -261,7 +261,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        history: History | Sequence[History] | None = None,
+        history: Histories = None,
         editable_mask: Tensor | None = None,
         labels: Tensor | None = None,
         use_history: bool | None = None,
@@ -316,11 +316,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         return RMOutput(loss=loss, logits=logits, history=state)
 
     def _read_history(
-        self,
-        embeddings: Tensor,
-        history: History | Sequence[History] | None,
-        editable_mask: Tensor | None,
-        use_history: bool,
+        self, embeddings: Tensor, history: Histories, editable_mask: Tensor | None, use_history: bool
     ) -> tuple[Tensor, HistoryState | None]:
         """The vectors that the backbone reads, and the memory after this state."""
         if not use_history:
@@ -430,12 +426,7 @@ def build_backbone(config: RMConfig) -> PreTrainedModel:
     return backbone_class(config.backbone_class)._from_config(config.text_config)
 
 
-def _advance(
-    reference: HistoryReference,
-    history: History | Sequence[History] | None,
-    embeddings: Tensor,
-    embed: nn.Module,
-) -> HistoryState:
+def _advance(reference: HistoryReference, history: Histories, embeddings: Tensor, embed: nn.Module) -> HistoryState:
     if history is None:
         batch, length, width = embeddings.shape
         history = HistoryState.empty(batch, length, width, embeddings.device)
@@ -526,13 +517,7 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_ids(
-    config: RMConfig,
-    input_ids: Tensor,
-    labels: Tensor | None,
-    wanted: Tensor | LogitsReader | None,
-    num_items: Tensor | int | None,
-) -> Tensor:
+def _check_ids(config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Any, num_items: Any) -> Tensor:
     """The input ids, long. Values are looked at on a CPU alone, where nothing has to be waited for; shapes always."""
     look = getattr(input_ids, "device", None) == torch.device("cpu") and not torch.compiler.is_compiling()
     input_ids = token_ids("input_ids", input_ids, config.vocab_size, look)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -62,25 +63,23 @@ class RemeDiConfig(RMConfig):
 
     model_type = "RemeDi"
 
-    policy_layers: Sequence[int] | None = None
+    policy_layers: Any = None
     history: bool = False
 
     def check(self) -> None:
         """As [`RMConfig.check`]; fills in the layers where none are named."""
         super().check()
-        self.policy_layers = None if self.policy_layers is None else list(self.policy_layers)
+        if isinstance(self.policy_layers, Sequence):
+            self.policy_layers = list(self.policy_layers)
         layers = self.text_config.get_text_config().num_hidden_layers
         if self.policy_layers is None:
             step = max(layers // 3, 1)
             self.policy_layers = list(range(0, layers, step))[:4]
-        ascending = all(a < b for a, b in zip(self.policy_layers, self.policy_layers[1:], strict=False))
-        if (
-            not self.policy_layers
-            or not ascending
-            or not 0 <= self.policy_layers[0] <= self.policy_layers[-1] < layers
-        ):
+        numbers = self.policy_layers
+        fits = isinstance(numbers, list) and all(type(number) is int and 0 <= number < layers for number in numbers)
+        if not fits or not numbers or numbers != sorted(set(numbers)):
             raise ValueError(
-                f"`policy_layers` is {self.policy_layers} for a backbone of {layers} layers: pass different numbers "
+                f"`policy_layers` is {numbers!r} for a backbone of {layers} layers: pass a list of different integers "
                 f"from 0 to {layers - 1} in ascending order."
             )
 
@@ -112,6 +111,14 @@ def _read_released(values: dict[str, Any]) -> dict[str, Any]:
         "attention_block_length": _RELEASED_BLOCK,
         "attention_block_start": "answer",
     }
+
+
+def policy_decoding(config: RemeDiConfig) -> ReflectiveGenerationConfig:
+    """How a model of this configuration decodes by itself: the preset, by the attention's blocks, to an end token."""
+    settings: dict[str, Any] = {"stop_at_eos": getattr(config.text_config, "eos_token_id", None) is not None}
+    if config.attention_block_length is not None:
+        settings["block_length"] = config.attention_block_length
+    return ReflectiveGenerationConfig(preset="remedi", **settings)
 
 
 @dataclass
@@ -185,14 +192,24 @@ class _Pass:
             return output
         x = output[0] if isinstance(output, tuple) else output
         seen = x if self.hidden is None else x + self.hidden.to(x.device)
+        norm: Any = self.stream.rmsnorms[place]
+        dtype = norm.weight.dtype
+        if seen.dtype != dtype and not torch.is_autocast_enabled(seen.device.type):
+            # A stream that is trained in 32 bits beside a backbone in 16.
+            seen, args, kwargs = _in_dtype(dtype, (seen, args, kwargs))
         result = self.stream.blocks[place](seen, *args, **kwargs)
         self.hidden = result[0] if isinstance(result, tuple) else result
-        x = x + self.stream.linears[place](self.stream.rmsnorms[place](self.hidden)).to(x.device)
+        x = x + self.stream.linears[place](norm(self.hidden)).to(x)
         return (x, *output[1:]) if isinstance(output, tuple) else x
 
     def confidence(self) -> Tensor:
         """(B, N) h."""
         return self.stream.confidence(self.stream.norm(self.hidden))[..., 0]
+
+
+def _in_dtype(dtype: torch.dtype, values: Any) -> Any:
+    """Tensors of numbers, however nested, in another dtype; everything else as it is."""
+    return tree_map(lambda v: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v, values)
 
 
 _current: ContextVar[_Pass | None] = ContextVar("policy_stream", default=None)
@@ -268,14 +285,10 @@ class RemeDiForMaskedDiffusion(RMForMaskedDiffusion):
     def __init__(self, config: RemeDiConfig, backbone: PreTrainedModel | None = None) -> None:
         register_remedi_conversions()
         super().__init__(config, backbone)
-        settings: dict[str, Any] = {"stop_at_eos": getattr(config.text_config, "eos_token_id", None) is not None}
-        if config.attention_block_length is not None:
-            settings["block_length"] = config.attention_block_length
-        self.generation_config: Any = ReflectiveGenerationConfig(preset="remedi", **settings)
+        self.generation_config: Any = policy_decoding(config)
 
     def post_init(self) -> None:
         """As in transformers; first the stream beside the backbone, which is there by now."""
-        assert self.config.policy_layers is not None
         self.stream = PolicyStream(self.model, self.config.policy_layers)
         super().post_init()
 

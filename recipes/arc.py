@@ -5,6 +5,10 @@ Multiple choice: what a model knew it should know after Reflective Masking too. 
         --test_data allenai/ai2_arc:ARC-Challenge:test
     accelerate launch --config_file recipes/accelerate/ddp_2gpu.yaml recipes/arc.py \
         --config recipes/configs/arc-llada-8b.yaml
+    accelerate launch recipes/arc.py --config recipes/configs/arc-llada-8b-24gb.yaml
+    accelerate launch recipes/arc.py --config recipes/configs/arc-tiny.yaml --train_data FILE --test_data FILE
+
+A stage that is done is not done again, one that was stopped goes on.
 """
 
 import os
@@ -14,12 +18,11 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
@@ -27,17 +30,25 @@ from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
 from hf_rm.evaluation import evaluate_multiple_choice, paired_bootstrap, shown_interval, wilson_interval
+from hf_rm.processes import gathered, own_share
 from hf_rm.tasks.multiple_choice import ChoiceProblem, read_arc
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments, Trained
 from hf_rm.tasks.text import TextSample
-from hf_rm.training.stages import claim_folder, write_json
+from hf_rm.training.stages import write_json
+
+BASELINES = ("base", "sft")
+Verdicts = dict[str, bool | None]
+"""By question whether the right choice won; None where the question is too long, which counts as wrong."""
 
 
 @dataclass
 class ArcArguments(PostTrainingArguments):
     """Arguments of this recipe, beside those of RMTrainingArguments."""
 
-    train_data: str = field(default="allenai/ai2_arc:ARC-Challenge:train", metadata={"help": "Data to train on."})
+    train_data: str = field(
+        default="allenai/ai2_arc:ARC-Challenge:train",
+        metadata={"help": "Data to train on: a file, a folder or owner/name:config:split."},
+    )
     test_data: str = field(default="allenai/ai2_arc:ARC-Challenge:test", metadata={"help": "Held-out data."})
     likelihood_samples: int | None = field(
         default=None, metadata={"help": "Draws of the Monte-Carlo likelihood; one forward pass by default."}
@@ -45,6 +56,12 @@ class ArcArguments(PostTrainingArguments):
     normalise: Literal["none", "tokens", "characters"] = field(
         default="none", metadata={"help": "What a choice's score is divided by."}
     )
+    # Nothing is decoded in the evaluation: no arguments of this recipe.
+    rm_decoding: str = field(default="{}", init=False)
+    curve_forwards: list[int] = field(default_factory=list, init=False)
+    training_free: list[str] = field(default_factory=list, init=False)
+    recall_samples: int = field(default=0, init=False)
+    replay_samples: int = field(default=0, init=False)
 
 
 class ArcTask:
@@ -80,53 +97,77 @@ def main() -> None:
     task = ArcTask(arguments.train_data, arguments.test_data)
     run = PostTraining(arguments, training, task)
     trained = run.systems()
+    problems = task.problems[: arguments.eval_samples]
+    found = {(one.name, one.seed): choose(run, arguments, problems, one) for one in trained}
     if not PartialState().is_main_process:
         return
-    verdicts = {one.label: choose(run, arguments, task.problems, one) for one in trained}
+    records = [record(found, name, seed) for name, seed in found]
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(choice_table(verdicts, {one.label: f"sft, seed {one.seed}" for one in trained}))
-    write_json(run.root / "records.json", {name: [int(right) for right in row] for name, row in verdicts.items()})
+    console.print(choice_table(records))
+    too_long = records[0]["too_long"]
+    if too_long:
+        console.print(f"{len(too_long)} of {len(problems)} questions are too long, they count as wrong: {too_long}")
+    write_json(run.root / "records.json", {"systems": records})
     console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
 
 
-def choose(run: PostTraining, arguments: ArcArguments, problems: list[ChoiceProblem], one: Trained) -> list[bool]:
-    """Whether a system chose right, question by question; read back if it was asked before."""
-    folder = run.root / f"seed{one.seed}" / "evaluation" / f"{one.name}-choices"
-    settings: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ("test_data", "likelihood_samples", "normalise", "eval_samples", "eval_seed")
-    }
-    claim_folder(folder, settings)
-    path = folder / "verdicts.json"
-    if not path.exists():
-        model = one.load().to(PartialState().device).eval()
+def choose(run: PostTraining, arguments: ArcArguments, problems: list[ChoiceProblem], one: Trained) -> Verdicts:
+    """What a system chose, each process its share of the questions; read back if it was asked before."""
+    share, place = own_share(problems)
+    found: list[tuple[str, bool | None]] = []
+    if share:
         result = evaluate_multiple_choice(
-            model,
+            one.load().to(PartialState().device).eval(),
             run.tokenizer,
-            problems[: arguments.eval_samples],
+            share,
             num_samples=arguments.likelihood_samples,
             normalise=arguments.normalise,
             batch_size=arguments.eval_batch_size,
             seed=arguments.eval_seed,
+            folder=run.root / f"seed{one.seed}" / "evaluation" / f"{one.name}-choices" / place,
             name=one.label,
-            progress_bar=True,
+            progress_bar=PartialState().is_main_process and not run.training.disable_tqdm,
         )
-        write_json(path, result.correct.tolist())
-    verdicts: list[bool] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return verdicts
+        found = [
+            (problem.key, None if problem.key in result.too_long else bool(right))
+            for problem, right in zip(share, result.correct, strict=True)
+        ]
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    verdicts = dict(gathered(found))
+    return {problem.key: verdicts[problem.key] for problem in problems}
 
 
-def choice_table(verdicts: dict[str, list[bool]], baselines: dict[str, str]) -> Table:
-    """Accuracy with Wilson's interval, and the difference to SFT by a paired bootstrap."""
+def record(found: dict[tuple[str, int], Verdicts], name: str, seed: int) -> dict[str, Any]:
+    """A system's accuracy with Wilson's interval, and by a paired bootstrap what it has less of base and of SFT."""
+    verdicts = found[name, seed]
+    right = [bool(verdict) for verdict in verdicts.values()]
+    less: dict[str, list[float] | None] = {}
+    for baseline in BASELINES:
+        theirs = found.get((baseline, seed)) if name != baseline else None
+        interval = theirs and paired_bootstrap(right, [*map(bool, theirs.values())])
+        less[f"less_{baseline}"] = [*interval[:3]] if interval else None
+    return {
+        "system": name,
+        "training_seed": seed,
+        "questions": len(right),
+        "too_long": [key for key, verdict in verdicts.items() if verdict is None],
+        "accuracy": list(wilson_interval(sum(right), len(right))),
+        **less,
+        "right": verdicts,
+    }
+
+
+def choice_table(records: list[dict[str, Any]]) -> Table:
+    """[`record`]s as a table."""
     table = Table(title="Multiple choice by likelihood", caption="95 % intervals in brackets")
-    for heading in ("system", "questions", "accuracy %", "less sft, points"):
+    for heading in ("system", "questions", "accuracy %", *(f"less {name}, points" for name in BASELINES)):
         table.add_column(heading)
-    for name, right in verdicts.items():
-        shown = shown_interval(wilson_interval(sum(right), len(right)))
-        baseline, less = baselines[name], "-"
-        if baseline in verdicts and baseline != name:
-            less = shown_interval(paired_bootstrap(right, verdicts[baseline]), sign="+")
-        table.add_row(name, f"{len(right):,}", shown, less)
+    for one in records:
+        less = [one[f"less_{name}"] for name in BASELINES]
+        shown = ["-" if interval is None else shown_interval(interval, sign="+") for interval in less]
+        label = f"{one['system']}, seed {one['training_seed']}"
+        table.add_row(label, f"{one['questions']:,}", shown_interval(one["accuracy"]), *shown)
     return table
 
 

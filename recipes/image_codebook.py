@@ -3,6 +3,7 @@ Fit the codebook of the image tokens, and report what it loses: the limit of eve
 
     python recipes/image_codebook.py                              # refit the package's own and compare the two
     python recipes/image_codebook.py --out codebook.npz --codes 1024
+    python recipes/image_codebook.py --codebook model_cards/rm-image-edit/codebook.npz    # measure a saved one
     python recipes/image_codebook.py --taef2 FOLDER               # weigh it against TAEF2's latents
 
 It takes a minute or two on one CPU core; nothing is downloaded.
@@ -47,16 +48,24 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=4, help="Side of a patch in pixels.")
     parser.add_argument("--pictures", type=int, default=2400, help="Composed training pictures to fit.")
     parser.add_argument("--test_pictures", type=int, default=200, help="Pictures of each split to measure on.")
+    parser.add_argument("--codebook", help="A saved codebook to measure, in place of fitting one.")
     parser.add_argument("--out", help="Where to save the fitted codebook.")
     parser.add_argument("--taef2", help="Folder of TAEF2's two state dicts, to measure them too (slow).")
     arguments = parser.parse_args()
 
-    began = time.perf_counter()
-    fitted = fit_codebook(fitting_pictures(arguments.pictures), arguments.codes, arguments.patch)
-    print(f"fitted {arguments.codes} patches of {arguments.patch} px in {time.perf_counter() - began:.0f} s")
-    if arguments.out:
-        fitted.save(arguments.out)
-    for name, book in (("fitted", fitted), ("the package's", load_codebook())):
+    if arguments.codebook and arguments.out:
+        parser.error("--codebook measures what is saved already: leave --out out.")
+    books = {"the package's": load_codebook()}
+    if arguments.codebook:
+        books = {arguments.codebook: load_codebook(arguments.codebook)} | books
+    else:
+        began = time.perf_counter()
+        fitted = fit_codebook(fitting_pictures(arguments.pictures), arguments.codes, arguments.patch)
+        print(f"fitted {arguments.codes} patches of {arguments.patch} px in {time.perf_counter() - began:.0f} s")
+        if arguments.out:
+            fitted.save(arguments.out)
+        books = {"fitted": fitted} | books
+    for name, book in books.items():
         report(name, book.reconstruct, (64 // book.patch) ** 2, arguments.test_pictures)
         print(f"  receptive field: {receptive_field(book.decode, len(book))} px beyond the patch")
         print(f"  without neighbours: {plain_psnr(book, arguments.test_pictures):.2f} dB on dev")

@@ -9,7 +9,9 @@ Image editing: train a small mask diffusion model to change what was asked and l
 
 Systems of one size under one budget of steps: `rm` revises the source's tokens and reads its history, `rm-no-hr` reads
 none, `sft` is vanilla masked-diffusion fine-tuning, which regenerates the whole canvas. Beside them stand copying the
-source and the tokenizer's limit. A run that is finished is not repeated, one that was interrupted continues.
+source, an oracle that knows the target's tokens, and `sft-keep`: the model of `sft`, which keeps the source's tokens
+above a threshold that is chosen on the split dev for the coverage of `rm`. Composed edits are also judged under other
+conditions than those trained for. A run that is finished is not repeated, one that was interrupted continues.
 """
 
 import os
@@ -21,9 +23,10 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 import copy
 import dataclasses
+import hashlib
 import json
-import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,26 +48,35 @@ from hf_rm.tasks.image_editing import (
 )
 from hf_rm.tasks.image_editing.card import write_image_card
 from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
-from hf_rm.tasks.image_editing.edit import EditRun
+from hf_rm.tasks.image_editing.edit import DECODINGS, EditRun
 from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout, pairs_layout
+from hf_rm.tasks.image_editing.metrics import described, load_scorer, vqa_score
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.pairs import EditPairs, load_edit_pairs
 from hf_rm.tasks.image_editing.report import (
+    AT_EQUAL_COVERAGE,
     Record,
-    differences_table,
+    comparison_tables,
+    conditions_table,
+    interval,
     measure,
     pooled,
+    reconstruction_line,
     reference_records,
     results_tables,
+    shippable,
+    shown,
     success_by_operation,
+    threshold_of_coverage,
 )
+from hf_rm.tasks.image_editing.scenes import emoji_pool
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet, write_revision_gif
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.tasks.remask.problems import as_dict
 from hf_rm.tasks.sudoku.model import VARIANTS
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer
-from hf_rm.training.stages import claim_folder, write_json
+from hf_rm.training.stages import CLOCK_FILE, Clock, claim_folder, settings_that_matter, write_json
 from hf_rm.visualize._files import replacing
 
 SYSTEMS: dict[str, dict[str, str]] = {
@@ -114,12 +126,25 @@ class ImageEditArguments:
     )
     eval_edits: int = field(default=500, metadata={"help": "Held-out edits."})
     eval_seed: int = field(default=20261122, metadata={"help": "Seed of the held-out edits."})
+    dev_edits: int = field(
+        default=200,
+        metadata={"help": "Edits of dev on which sft's keep-threshold is chosen for rm's coverage; 0: no sft-keep."},
+    )
+    other_edits: int = field(
+        default=200,
+        metadata={"help": "Held-out edits under each of the other conditions (all names, any place, ...); 0: none."},
+    )
+    vqa: str | None = field(
+        default=None, metadata={"help": "`module:callable` of a scorer of pictures and texts, for VQAScore."}
+    )
     sheet_edits: int = field(default=24, metadata={"help": "Edits drawn on the sheet, taken at random by seed."})
     train_pairs: str | None = field(
         default=None, metadata={"help": "JSON lines of your own edits, in place of composed ones; with eval_pairs."}
     )
     eval_pairs: str | None = field(default=None, metadata={"help": "JSON lines of held-out edits."})
-    size: int = field(default=64, metadata={"help": "Side of your pictures after the shared square crop, in pixels."})
+    size: int = field(
+        default=64, metadata={"help": "Side of the pictures in pixels; yours are cut to a square and resized."}
+    )
     card: str | None = field(
         default=None, metadata={"help": "Where to put the first system of the first seed, with a model card."}
     )
@@ -133,51 +158,72 @@ def main() -> None:
         raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
     if (arguments.train_pairs is None) != (arguments.eval_pairs is None):
         raise ValueError("`train_pairs` and `eval_pairs` go together: pass both, or neither for composed edits.")
+    scorer = None if arguments.vqa is None else load_scorer(arguments.vqa)
     with PartialState().main_process_first():
         book = codebook(arguments, Path(training.output_dir))
     examples = held_out(arguments)
+    judge = Judge(arguments, Path(training.output_dir), scorer)
+    editors: dict[tuple[str, int], ImageEditor] = {}
     records: list[Record] = []
     for system in arguments.systems:
         for seed in arguments.seeds:
             editor, minutes = trained_editor(arguments, training, system, seed, book)
             if PartialState().is_main_process:
-                folder = run_folder(training, system, seed)
-                records.append(evaluate(arguments, editor, system, seed, examples, folder, minutes))
+                editors[system, seed] = editor
+                records.append(judge.evaluate(editor, system, seed, examples) | {"train_cpu_minutes": minutes})
     if PartialState().is_main_process:
-        report(arguments, training, records, examples, book)
+        records += at_equal_coverage(arguments, judge, editors, examples)
+        report(arguments, training, records, under_other_conditions(arguments, judge, editors), examples, book)
 
 
 def training_edits(arguments: ImageEditArguments, seed: int, count: int | None = None) -> EditExamples | EditPairs:
     """Users' pairs, or composed edits as the arguments want them."""
     if arguments.train_pairs is not None:
-        return load_edit_pairs(arguments.train_pairs, arguments.size)
+        return users_pairs(arguments.train_pairs, arguments.size)
     return compose(arguments, arguments.train_edits if count is None else count, seed)
 
 
 def held_out(arguments: ImageEditArguments) -> EditExamples | EditPairs:
     """What is evaluated."""
     if arguments.eval_pairs is not None:
-        return load_edit_pairs(arguments.eval_pairs, arguments.size)
+        return users_pairs(arguments.eval_pairs, arguments.size)
     return compose(arguments, arguments.eval_edits, arguments.eval_seed, arguments.eval_split)
 
 
-def compose(arguments: ImageEditArguments, count: int, seed: int, split: str = "train") -> EditExamples:
+@lru_cache(maxsize=2)
+def users_pairs(path: str, size: int) -> EditPairs:
+    """The pairs of a file, read once."""
+    return load_edit_pairs(path, size)
+
+
+def compose(
+    arguments: ImageEditArguments, count: int, seed: int, split: str = "train", **changes: Any
+) -> EditExamples:
     """Composed edits."""
-    return generate_edits(count, seed, split, cell=arguments.cell, emoji=arguments.emoji)
+    material = {"size": arguments.size, "cell": arguments.cell, "emoji": arguments.emoji}
+    return generate_edits(count, seed, split, **{**material, **changes})
 
 
 def codebook(arguments: ImageEditArguments, folder: Path) -> PatchCodebook:
     """The package's codebook of 4 px patches, or one of other patches, fitted on training pictures and kept."""
     if arguments.patch == 4:
         return load_codebook()
-    path = folder / f"codebook-{arguments.patch}px-{arguments.codes}.npz"
+    examples = training_edits(arguments, _CODEBOOK_SEED, _CODEBOOK_PICTURES)
+    half = min(len(examples), _CODEBOOK_PICTURES) // 2
+    pictures = np.concatenate((examples.source[:half], examples.target[half : 2 * half]))
+    path = folder / f"codebook-{content_key(pictures, [arguments.patch, arguments.codes])}.npz"
     if not path.exists():
-        examples = training_edits(arguments, _CODEBOOK_SEED, _CODEBOOK_PICTURES)
-        half = min(len(examples), _CODEBOOK_PICTURES) // 2
-        pictures = np.concatenate((examples.source[:half], examples.target[half : 2 * half]))
         with replacing(path) as draft:  # another process of this recipe may be fitting the same one
             fit_codebook(pictures, arguments.codes, arguments.patch, neighbours=False).save(draft)
     return load_codebook(path)
+
+
+def content_key(*parts: Any) -> str:
+    """What a kept result is a result of, in twelve letters: arrays by their bytes, anything else as JSON."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else json.dumps(part).encode())
+    return digest.hexdigest()[:12]
 
 
 def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
@@ -187,9 +233,10 @@ def run_folder(training: RMTrainingArguments, system: str, seed: int) -> Path:
 
 def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -> dict[str, Any]:
     """What the trained weights depend on."""
-    settings = {name: getattr(training, name) for name in _TRAINING_SETTINGS}
+    arguments_of_training = {item.name: getattr(training, item.name) for item in dataclasses.fields(training)}
+    settings = settings_that_matter(arguments_of_training)
     settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
-    own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs, "size": arguments.size}
+    own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs}
     return settings | {"start": as_dict(arguments.start)} | own
 
 
@@ -226,7 +273,7 @@ def trained_editor(
 def training_rows(arguments: ImageEditArguments, seed: int, book: PatchCodebook) -> tuple[EditRows, EditLayout]:
     """What a seed trains on, as sequences."""
     examples = training_edits(arguments, seed)
-    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book)
+    layout = pairs_layout(book, examples) if isinstance(examples, EditPairs) else edit_layout(book, arguments.size)
     return EditRows.from_examples(examples, book, layout), layout
 
 
@@ -267,34 +314,17 @@ def started(
 
 
 def train(trainer: Any, folder: Path) -> float | None:
-    """To the end, from the last checkpoint if there is one. CPU minutes, where one process did all of it."""
-    last, began = get_last_checkpoint(folder), time.process_time()
+    """To the end, from the last checkpoint if there is one. CPU minutes of all parts, where one process did them."""
+    last = get_last_checkpoint(folder)
+    clock = Clock(folder / CLOCK_FILE, resumed=last is not None)
+    trainer.add_callback(clock)
     trainer.train(resume_from_checkpoint=last)
-    return (time.process_time() - began) / 60 if last is None else None
+    return clock.seconds["cpu_seconds"] / 60 if trainer.args.world_size == 1 else None
 
 
-_TRAINING_SETTINGS = (
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "muon_learning_rate",
-    "law",
-    "horizon",
-    "max_attempts",
-    "min_corruption_rate",
-    "max_corruption_rate",
-    "full_corruption",
-    "edit_weight",
-    "pool_fraction",
-    "pool_start_step",
-    "pool_start",
-    "reveal_weights",
-    "mask_row_batches",
-    "bf16",
-)
 _RECIPE_SETTINGS = (
     "train_edits",
+    "size",
     "hidden_size",
     "intermediate_size",
     "num_layers",
@@ -379,63 +409,148 @@ def what_is_evaluated(arguments: ImageEditArguments, examples: EditExamples | Ed
     return [arguments.eval_split, arguments.eval_seed, len(examples)]
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Judge:
+    """Edits pictures with trained systems and measures what came out; what was measured before is not done again."""
+
+    arguments: ImageEditArguments
+    folder: Path
+    scorer: Any
+
+    def evaluate(
+        self,
+        editor: ImageEditor,
+        system: str,
+        seed: int,
+        examples: EditExamples | EditPairs,
+        name: str | None = None,
+        draws: bool = True,
+        **decoding: Any,
+    ) -> Record:
+        """A record of what came out; where it `draws`, a sheet of edits and an animation beside the other systems'."""
+        key = content_key(
+            examples.source, examples.target, examples.mask, examples.instructions,
+            [DECODINGS[editor.decoding], decoding, self.arguments.vqa],
+        )  # fmt: skip
+        results = self.folder / f"{system}_seed{seed}" / f"results-{key}.json"
+        if results.exists():
+            print(f"evaluated before: {results} (delete it to evaluate again)")
+            return json.loads(results.read_text())
+        run = editor.edit(examples.source, examples.instructions, progress_bar=True, **decoding)
+        measured = measure(run.result, examples, editor.book)
+        if draws:
+            self._draw(run, examples, measured["success"], editor.book, self.folder / f"{system}_seed{seed}")
+        record = {
+            "name": f"{name or system}, seed {seed}",
+            "system": system,
+            "seed": seed,
+            "edits": measured,
+            "success_by_operation": success_by_operation(measured["success"], examples),
+            "forwards": float(run.num_forwards.mean()),
+            "unfinished": float((run.states[-1] < 0).any((1, 2)).mean()),
+            "left_out": len(run.left_out),
+            "parameters": editor.model.num_parameters(),
+            "eval": what_is_evaluated(self.arguments, examples),
+        }
+        if self.scorer is not None:
+            texts = described(examples) if isinstance(examples, EditExamples) else examples.descriptions
+            record["vqa"] = vqa_score(self.scorer, run.result, texts).tolist()
+        write_json(results, record)
+        return record
+
+    def _draw(
+        self,
+        run: EditRun,
+        examples: EditExamples | EditPairs,
+        success: list[float],
+        book: PatchCodebook,
+        folder: Path,
+    ) -> None:
+        """A sheet of edits taken at random, failures included, and the revision of its first one."""
+        arguments = self.arguments
+        count = min(arguments.sheet_edits, len(examples))
+        chosen = np.random.default_rng(arguments.eval_seed).permutation(len(examples))[:count]
+        judged = {0.0: ", failure", 1.0: ", success"}  # users' pairs are not judged
+        notes = [f"edit {i}{judged.get(success[i], '')}" for i in chosen]
+        pictures = (examples.source[chosen], run.predicted[chosen], run.result[chosen], examples.target[chosen])
+        write_edit_sheet(sheet_of(folder), *pictures, [examples.instructions[i] for i in chosen], notes)
+        write_revision_gif(animation_of(folder), run.states[:, chosen[0]], book, examples.source[chosen[0]])
+
+
+def sheet_of(folder: Path) -> Path:
+    """Where the sheet of a run's folder is: beside those of the other systems."""
+    return folder.with_name(f"{folder.name}-sheet.png")
+
+
+def animation_of(folder: Path) -> Path:
+    """Where the animation of a run's folder is."""
+    return folder.with_name(f"{folder.name}-revision.gif")
+
+
+def at_equal_coverage(
     arguments: ImageEditArguments,
-    editor: ImageEditor,
-    system: str,
-    seed: int,
+    judge: Judge,
+    editors: dict[tuple[str, int], ImageEditor],
     examples: EditExamples | EditPairs,
-    folder: Path,
-    minutes: float | None,
+) -> list[Record]:
+    """Records of `sft` with the keep-threshold that gives it, on dev, the coverage of `rm` of the same seed."""
+    if arguments.eval_pairs is not None or not arguments.dev_edits:
+        return []
+    dev = compose(arguments, arguments.dev_edits, arguments.eval_seed, "dev")
+    seeds = [seed for system, seed in editors if system == "rm" and ("sft", seed) in editors]
+    return [
+        kept_at_equal_coverage(judge, editors["rm", seed], editors["sft", seed], seed, dev, examples) for seed in seeds
+    ]
+
+
+def kept_at_equal_coverage(
+    judge: Judge, rm: ImageEditor, sft: ImageEditor, seed: int, dev: EditExamples, examples: EditExamples | EditPairs
 ) -> Record:
-    """Edit the held-out pictures; a record, a sheet of edits drawn by seed and an animation in `folder`."""
-    asked = what_is_evaluated(arguments, examples)
-    results = folder / f"results_{'_'.join(map(str, asked))}.json"
-    if results.exists():
-        print(f"evaluated before: {results} (delete it to evaluate again)")
-        return json.loads(results.read_text())
-    run = editor.edit(examples.source, examples.instructions, progress_bar=True)
-    measured = measure(run.result, examples, editor.book)
-    draw(arguments, run, examples, measured["success"], editor.book, folder)
-    record = {
-        "name": f"{system}, seed {seed}",
-        "system": system,
-        "seed": seed,
-        "edits": measured,
-        "success_by_operation": success_by_operation(measured["success"], examples),
-        "forwards": float(run.num_forwards.mean()),
-        "seconds_an_edit": run.seconds / len(examples),
-        "unfinished": float((run.states[-1] < 0).any((1, 2)).mean()),
-        "parameters": editor.model.num_parameters(),
-        "train_cpu_minutes": minutes,
-        "eval": asked,
-    }
-    write_json(results, record)
-    return record
+    """The record of one seed; [`KeptSource`] says what the threshold is of."""
+
+    def covered(editor: ImageEditor, system: str, **decoding: Any) -> float:
+        measured = judge.evaluate(editor, system, seed, dev, draws=False, **decoding)
+        return interval(measured["edits"]["coverage"]).value
+
+    wanted = covered(rm, "rm")
+    threshold, found = threshold_of_coverage(lambda share: covered(sft, "sft", keep_threshold=share), wanted)
+    print(f"sft keeps the source below a share of {threshold:.3f}: coverage {found:.3f} on dev, rm {wanted:.3f}")
+    name = f"sft, keeping below {threshold:.3f}"
+    record = judge.evaluate(sft, "sft", seed, examples, name, draws=False, keep_threshold=threshold)
+    return record | {"system": AT_EQUAL_COVERAGE, "keep_threshold": threshold}
 
 
-def draw(
-    arguments: ImageEditArguments,
-    run: EditRun,
-    examples: EditExamples | EditPairs,
-    success: list[float],
-    book: PatchCodebook,
-    folder: Path,
-) -> None:
-    """A sheet of edits taken at random, failures included, and the revision of its first one."""
-    count = min(arguments.sheet_edits, len(examples))
-    chosen = np.random.default_rng(arguments.eval_seed).permutation(len(examples))[:count]
-    judged = {0.0: ", failure", 1.0: ", success"}  # users' pairs are not judged
-    notes = [f"edit {i}{judged.get(success[i], '')}" for i in chosen]
-    pictures = (examples.source[chosen], run.predicted[chosen], run.result[chosen], examples.target[chosen])
-    write_edit_sheet(folder / "sheet.png", *pictures, [examples.instructions[i] for i in chosen], notes)
-    write_revision_gif(folder / "revision.gif", run.states[:, chosen[0]], book)
+def under_other_conditions(
+    arguments: ImageEditArguments, judge: Judge, editors: dict[tuple[str, int], ImageEditor]
+) -> list[Record]:
+    """Every system of the first seed, and the oracle, on edits of other names and places than those trained for."""
+    if arguments.eval_pairs is not None or not arguments.other_edits:
+        return []
+    changes: dict[str, dict[str, Any]] = {}
+    if arguments.emoji is not None:
+        changes[f"all {len(emoji_pool())} training names"] = {"emoji": None}
+    if arguments.cell != 1:
+        changes["objects anywhere"] = {"cell": 1}
+    if arguments.eval_split != "test":
+        changes["unseen names"] = {"split": "test"}
+    records: list[Record] = []
+    for condition, change in changes.items():
+        conditions = {"split": arguments.eval_split, **change}
+        examples = compose(arguments, arguments.other_edits, arguments.eval_seed, **conditions)
+        book = next(iter(editors.values())).book
+        found = [reference_records(book, examples)[1]]
+        for (system, seed), editor in editors.items():
+            if seed == arguments.seeds[0]:
+                found.append(judge.evaluate(editor, system, seed, examples, draws=False))
+        records += [record | {"condition": condition} for record in found]
+    return records
 
 
 def report(
     arguments: ImageEditArguments,
     training: RMTrainingArguments,
     records: list[Record],
+    conditions: list[Record],
     examples: EditExamples | EditPairs,
     book: PatchCodebook,
 ) -> None:
@@ -446,28 +561,53 @@ def report(
     references = reference_records(book, examples)
     lines = [*references, *records]
     lines += [record for record in pooled(records) if isinstance(record["seed"], list)]
-    for table in results_tables(lines, title):
+    tables = [*results_tables(lines, title), *comparison_tables(pooled(records), title)]
+    if conditions:
+        tables.append(conditions_table(conditions, "other conditions than those trained for"))
+    for table in tables:
         console.print(table)
-    compared = differences_table(pooled(records), title)
-    if compared is not None:
-        console.print(compared)
+    console.print(reconstruction_line(references), soft_wrap=True)
     for record in records:
-        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in record["success_by_operation"].items())
-        minutes = record["train_cpu_minutes"]
-        trained = "" if minutes is None else f"; trained in {minutes:.1f} CPU minutes"
-        console.print(f"{record['name']}: success by operation: {rates}{trained}", soft_wrap=True)
-    write_json(folder / "records.json", [*references, *records])
-    console.print(f"records: {folder / 'records.json'}", soft_wrap=True)
+        console.print(described_record(record), soft_wrap=True)
+    write_json(folder / "records.json", [shippable(record) for record in (*references, *records, *conditions)])
+    console.print(f"records: {folder / 'records.json'}; sheets and animations beside it", soft_wrap=True)
     if arguments.card:
-        console.print(f"card: {ship(arguments, training, [*references, *pooled(records)])}", soft_wrap=True)
+        card = ship(arguments, training, [*references, *pooled(records)], conditions, examples)
+        console.print(f"card: {card}", soft_wrap=True)
 
 
-def ship(arguments: ImageEditArguments, training: RMTrainingArguments, records: list[Record]) -> Path:
-    """The first system of the first seed as a repository: weights, words, codebook, code, card, sheet, animation."""
-    folder = run_folder(training, arguments.systems[0], arguments.seeds[0])
-    settings = run_settings(arguments, training)
+def described_record(record: Record) -> str:
+    """What is known of a system beside its measures."""
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in record["success_by_operation"].items())
+    minutes = record.get("train_cpu_minutes")
+    trained = "" if minutes is None else f"; trained in {minutes:.1f} CPU minutes"
+    scored = f"; VQAScore {shown(interval(record['vqa']))}" if "vqa" in record else ""
+    return f"{record['name']}: success by operation: {rates or 'not judged'}{scored}{trained}"
+
+
+def ship(
+    arguments: ImageEditArguments,
+    training: RMTrainingArguments,
+    records: list[Record],
+    conditions: list[Record],
+    examples: EditExamples | EditPairs,
+) -> Path:
+    """The first system of the first seed as a repository: weights, words, codebook, code, card, sheets, animation."""
+    system, seed = arguments.systems[0], arguments.seeds[0]
+    folder = run_folder(training, system, seed)
+    pictures = {"sheet.png": sheet_of(folder), "revision.gif": animation_of(folder)}
+    if system != "sft" and "sft" in arguments.systems:
+        pictures["sheet-sft.png"] = sheet_of(run_folder(training, "sft", seed))
     place = ImageEditor.load(folder).save(str(arguments.card))
-    return write_image_card(place, records, run=folder, settings=settings, command=" ".join(["python", *sys.argv]))
+    return write_image_card(
+        place,
+        records,
+        pictures=pictures,
+        settings=run_settings(arguments, training),
+        command=" ".join(["python", *sys.argv]),
+        conditions=conditions,
+        instruction=examples.instructions[0],
+    )
 
 
 if __name__ == "__main__":

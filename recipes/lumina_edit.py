@@ -4,10 +4,12 @@ Reflective Masking for in-place editing on Lumina-DiMOO, from your own pairs of 
     accelerate launch recipes/lumina_edit.py --config recipes/configs/lumina-edit.yaml \
         --train_pairs train.jsonl --eval_pairs eval.jsonl
 
-The checkpoint, its tokenizer and its image tokens come from one repository. What is trained is an adapter with the
-mask's rows (or, with `--lora_rank 0`, everything); it is saved as a repository of the Hub, for
-`DimooEditor.load(base, adapted=...)`. Beside it stand the source copied, the tokens' limit and the bare checkpoint,
-which regenerates the canvas from masks. A run that is finished is not repeated, one that was interrupted continues.
+The checkpoint, its tokenizer and its image tokens come from one repository. Every pair is cut to the size of the
+checkpoint's table that keeps most of it; pairs are read one at a time, from JSON lines or Parquet, and what is kept of
+them are their tokens. What is trained is an adapter with the mask's rows (or, with `--lora_rank 0`, everything); it is
+saved as a repository of the Hub, for `DimooEditor.load(base, adapted=...)`. Beside it stand the source copied, an
+oracle that knows the target's tokens, and the bare checkpoint, which regenerates the canvas from masks, guided as its
+own sampler is. A run that is finished is not repeated, one that was interrupted continues.
 """
 
 import os
@@ -18,6 +20,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _HERE]
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,22 @@ from trl import TrlParser
 from hf_rm import RMTrainingArguments
 from hf_rm.corruption import build_law
 from hf_rm.hub import save_adapter_for_hub, save_for_hub
+from hf_rm.tasks.image_editing.buckets import SizedCollator, SizedRows, bucket_cut, by_size
 from hf_rm.tasks.image_editing.collator import edit_collator
-from hf_rm.tasks.image_editing.dimoo import DimooEditor, DimooLayout
-from hf_rm.tasks.image_editing.layout import EditRows
-from hf_rm.tasks.image_editing.pairs import EditPairs, load_edit_pairs
-from hf_rm.tasks.image_editing.report import Record, measure, reference_records, results_tables
+from hf_rm.tasks.image_editing.dimoo import DimooEditor
+from hf_rm.tasks.image_editing.metrics import load_scorer, vqa_score
+from hf_rm.tasks.image_editing.pairs import EditPairReader, EditPairs
+from hf_rm.tasks.image_editing.report import (
+    Record,
+    interval,
+    joined,
+    measure,
+    reconstruction_line,
+    reference_records,
+    results_tables,
+    shippable,
+    shown,
+)
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.training import default_lora_config
@@ -46,10 +60,17 @@ from hf_rm.training.stages import claim_folder, write_json
 class LuminaArguments:
     """Arguments of this recipe, beside those of RMTrainingArguments."""
 
-    train_pairs: str = field(metadata={"help": "JSON lines of edits to train on, in the form of ImgEdit."})
-    eval_pairs: str = field(metadata={"help": "JSON lines of held-out edits."})
+    train_pairs: str = field(metadata={"help": "Edits to train on, JSON lines or Parquet, in the form of ImgEdit."})
+    eval_pairs: str = field(metadata={"help": "Held-out edits."})
     base: str = field(default="Alpha-VLLM/Lumina-DiMOO", metadata={"help": "The checkpoint: a Hub name or a folder."})
-    size: int = field(default=512, metadata={"help": "Side of the pictures after the shared square crop, in pixels."})
+    revision: str | None = field(default=None, metadata={"help": "Its commit, branch or tag."})
+    size: int = field(
+        default=512,
+        metadata={"help": "Pictures are about this side squared, in the shape of the crop table's nearest."},
+    )
+    vqa: str | None = field(
+        default=None, metadata={"help": "`module:callable` of a scorer of pictures and texts, for VQAScore."}
+    )
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter; 0 trains all weights."})
     first_states: float = field(
         default=0.5, metadata={"help": "Share of training rows as decoding begins: the source, no history."}
@@ -61,7 +82,9 @@ class LuminaArguments:
     image_guidance: float = field(default=4.0, metadata={"help": "Scale of the source picture's guidance."})
     base_steps: int = field(default=64, metadata={"help": "Steps in which the bare checkpoint fills its canvas."})
     eval_batch_size: int = field(default=4, metadata={"help": "Edits decoded side by side."})
-    sheet_edits: int = field(default=24, metadata={"help": "Edits drawn on each sheet: the first ones."})
+    sheet_edits: int = field(
+        default=24, metadata={"help": "Edits drawn on each sheet: the first ones of the commonest size."}
+    )
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 32:
@@ -76,36 +99,44 @@ class LuminaArguments:
 def main() -> None:
     """Train, unless that is done; evaluate; print the tables."""
     arguments, training = TrlParser((LuminaArguments, RMTrainingArguments)).parse_args_and_config()
-    pairs = load_edit_pairs(arguments.train_pairs, arguments.size)
-    held_out = load_edit_pairs(arguments.eval_pairs, arguments.size)
+    scorer = None if arguments.vqa is None else load_scorer(arguments.vqa)
+    held_out = by_size(EditPairReader(arguments.eval_pairs, bucket_cut(arguments.size)))
     root, console = Path(training.output_dir), Console(width=None if sys.stdout.isatty() else 170)
-    folder, loading = root / "rm", dict(training.model_init_kwargs or {})
+    folder, loading = root / "rm", {"revision": arguments.revision, **(training.model_init_kwargs or {})}
     claim_folder(folder, settings(arguments, training))
     if not (folder / "trained.json").exists():
-        train(arguments, training, DimooEditor.load(arguments.base, **loading), pairs, folder)
+        # A file that cannot be read is an error before the checkpoint is loaded.
+        next(iter(EditPairReader(arguments.train_pairs, bucket_cut(arguments.size))))
+        train(arguments, training, DimooEditor.load(arguments.base, **loading), folder)
     if not PartialState().is_main_process:
         return
     guidance = {"text_guidance": arguments.text_guidance, "image_guidance": arguments.image_guidance}
     shared = {**guidance, "batch_size": arguments.eval_batch_size, "progress_bar": True}
     bare = on_device(DimooEditor.load(arguments.base, **loading))
-    records = reference_records(bare.tokens, held_out, keep_pixels=False)
-    steps = {"decoding": "regenerate", "steps": arguments.base_steps}
-    records.append(evaluate(arguments, bare, "base, regenerated", held_out, root / "base.png", {**shared, **steps}))
+    references = [reference_records(bare.tokens, pairs, keep_pixels=False) for pairs in held_out]
+    records = [joined(parts) for parts in zip(*references, strict=True)]
+    steps = {"decoding": "regenerate", "steps": arguments.base_steps, "source_drop": "remove"}
+    judge = Judge(arguments, held_out, scorer)
+    records.append(judge.evaluate(bare, "base, regenerated", root / "base.png", {**shared, **steps}))
     del bare
     editor = on_device(DimooEditor.load(arguments.base, adapted=str(folder), **loading))
-    records.append(evaluate(arguments, editor, "RM", held_out, root / "rm.png", shared))
-    for table in results_tables(
-        records, f"{len(held_out)} edits of {Path(arguments.eval_pairs).stem}, 95 % intervals"
-    ):
+    records.append(judge.evaluate(editor, "RM", root / "rm.png", shared))
+    count = sum(map(len, held_out))
+    for table in results_tables(records, f"{count} edits of {Path(arguments.eval_pairs).stem}, 95 % intervals"):
         console.print(table)
-    write_json(root / "records.json", records)
+    console.print(reconstruction_line(records), soft_wrap=True)
+    for record in records:
+        if "vqa" in record:
+            console.print(f"{record['name']}: VQAScore {shown(interval(record['vqa']))}")
+    write_json(root / "records.json", [shippable(record) for record in records])
     console.print(f"records: {root / 'records.json'}; sheets: {root}", soft_wrap=True)
 
 
 def settings(arguments: LuminaArguments, training: RMTrainingArguments) -> dict[str, Any]:
     """What the trained weights depend on."""
     ours = (
-        "train_pairs", "base", "size", "lora_rank", "first_states", "text_drop", "image_drop", "unlikelihood_weight",
+        "train_pairs", "base", "revision", "size", "lora_rank", "first_states", "text_drop", "image_drop",
+        "unlikelihood_weight",
     )  # fmt: skip
     theirs = (
         "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -123,28 +154,25 @@ def on_device(editor: DimooEditor) -> DimooEditor:
     return replace(editor, model=editor.model.to(device))
 
 
-def train(
-    arguments: LuminaArguments, training: RMTrainingArguments, editor: DimooEditor, pairs: EditPairs, folder: Path
-) -> None:
+def train(arguments: LuminaArguments, training: RMTrainingArguments, editor: DimooEditor, folder: Path) -> None:
     """Post-train on the pairs, going on where a stopped run was; save what the Hub is given."""
     set_seed(training.seed)
     editor.tokens.vqvae.to(PartialState().device)
-    side = arguments.size // editor.tokens.patch
-    layout = DimooLayout.of(editor.tokenizer, pairs.instructions, side, side)
-    rows = EditRows.from_examples(pairs, editor.tokens, layout)
+    pairs = EditPairReader(arguments.train_pairs, bucket_cut(arguments.size))
+    rows = SizedRows(pairs, editor.tokens, editor.tokenizer)
     editor.tokens.vqvae.to("cpu")
-    collate = edit_collator(
-        layout,
-        law=build_law(training.law, training.horizon, training.max_attempts),
-        corruption_rate=(training.min_corruption_rate, training.max_corruption_rate),
-        full_corruption=training.full_corruption,
-        edit_weight=training.edit_weight,
-        start=training.pool_start,
-        text_drop=arguments.text_drop,
-        image_drop=arguments.image_drop,
-        first_states=arguments.first_states,
-        seed=training.seed,
-    )
+    states = {
+        "law": build_law(training.law, training.horizon, training.max_attempts),
+        "corruption_rate": (training.min_corruption_rate, training.max_corruption_rate),
+        "full_corruption": training.full_corruption,
+        "edit_weight": training.edit_weight,
+        "start": training.pool_start,
+        "text_drop": arguments.text_drop,
+        "image_drop": arguments.image_drop,
+        "first_states": arguments.first_states,
+        "seed": training.seed,
+    }
+    collate = SizedCollator([edit_collator(layout, **states) for layout in rows.layouts.values()])
     args = copy.deepcopy(training)
     args.output_dir, args.model_init_kwargs = str(folder), None  # the network is loaded already
     trainer = ImageEditTrainer(
@@ -166,27 +194,34 @@ def train(
         trainer.push_to_hub()
 
 
-def evaluate(
-    arguments: LuminaArguments,
-    editor: DimooEditor,
-    name: str,
-    examples: EditPairs,
-    sheet: Path,
-    decoding: dict[str, Any],
-) -> Record:
-    """Edit the held-out pictures; a record of what came out, and a sheet of the first ones."""
-    run = editor.edit(examples.source, examples.instructions, **decoding)
-    shown = slice(0, arguments.sheet_edits)
-    pictures = (examples.source[shown], run.predicted[shown], run.result[shown], examples.target[shown])
-    write_edit_sheet(sheet, *pictures, examples.instructions[shown])
-    return {
-        "name": name,
-        "system": name,
-        "seed": None,
-        "edits": measure(run.result, examples, editor.tokens, keep_pixels=False),
-        "forwards": float(run.num_forwards.mean()),
-        "seconds_an_edit": run.seconds / len(examples),
-    }
+@dataclass(frozen=True)
+class Judge:
+    """Edits the held-out pictures, size by size, and measures what came out."""
+
+    arguments: LuminaArguments
+    held_out: Sequence[EditPairs]
+    scorer: Any
+
+    def evaluate(self, editor: DimooEditor, name: str, sheet: Path, decoding: dict[str, Any]) -> Record:
+        """A record of what came out, and a sheet of the first edits of the commonest size."""
+        parts = []
+        for pairs in self.held_out:
+            run = editor.edit(pairs.source, pairs.instructions, **decoding)
+            if pairs is self.held_out[0]:
+                first = slice(0, self.arguments.sheet_edits)
+                pictures = (pairs.source[first], run.predicted[first], run.result[first], pairs.target[first])
+                write_edit_sheet(sheet, *pictures, pairs.instructions[first])
+            part: Record = {
+                "name": name,
+                "system": name,
+                "seed": None,
+                "edits": measure(run.result, pairs, editor.tokens, keep_pixels=False),
+                "forwards": float(run.num_forwards.mean()),
+            }
+            if self.scorer is not None:
+                part["vqa"] = vqa_score(self.scorer, run.result, pairs.descriptions).tolist()
+            parts.append(part)
+        return joined(parts)
 
 
 if __name__ == "__main__":

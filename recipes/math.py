@@ -4,7 +4,7 @@ Math: from a base to vanilla SFT and to Reflective Masking on one budget, and wh
     accelerate launch recipes/math.py                                               # embedded default, on a CPU
     accelerate launch recipes/math.py --config recipes/configs/math-compare.yaml    # the whole comparison, three seeds
     accelerate launch --config_file recipes/accelerate/ddp_2gpu.yaml recipes/math.py \
-        --config recipes/configs/math-llada-8b.yaml                                 # the paper's setting
+        --config recipes/configs/math-llada-8b-paper.yaml                           # the paper's setting
     accelerate launch recipes/math.py --config recipes/configs/math-llada-8b-24gb.yaml
 
 A stage that is done is not done again, one that was stopped goes on.
@@ -23,7 +23,14 @@ from pathlib import Path
 from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
-from hf_rm.tasks.math.tasks import MATH_TASKS, TEMPLATE, build_math_task
+from hf_rm.tasks.math.tasks import (
+    MATH_DATA,
+    MATH_TASKS,
+    TEMPLATE,
+    build_math_task,
+    more_math_tests,
+    more_math_training,
+)
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments
 from hf_rm.tasks.text_recipe import report, with_default_config
 
@@ -42,6 +49,17 @@ class MathArguments(PostTrainingArguments):
     test_data: str | None = field(
         default=None, metadata={"help": "Held-out data; by default a tenth of the training data."}
     )
+    more_train: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Further data to train on, each task=data, the task one of {', '.join(MATH_DATA)}."},
+    )
+    more_tests: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further data to be evaluated on, each task=data, with a table of its own; what is in it is not "
+            "trained on. minerva=EleutherAI/hendrycks_math is MATH's test set by subject."
+        },
+    )
     template: str = field(default=TEMPLATE, metadata={"help": "Of the prompt, with {question}."})
     made_train: int = field(default=20_000, metadata={"help": "Training problems made for 'word-problems'."})
     made_test: int = field(default=1000, metadata={"help": "Held-out problems made for 'word-problems'."})
@@ -59,7 +77,9 @@ def main() -> None:
         arguments.made_train,
         arguments.made_test,
     )
-    report(PostTraining(arguments, training, task))
+    more_train = more_math_training(arguments.more_train, arguments.template)
+    more_tests = more_math_tests(arguments.more_tests, arguments.template)
+    report(PostTraining(arguments, training, task, more_train, more_tests))
 
 
 if __name__ == "__main__":

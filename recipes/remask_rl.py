@@ -6,7 +6,7 @@ Reinforcement of whole decoding runs: Remask RL of a RemeDi model, or the same f
     accelerate launch recipes/remask_rl.py --config recipes/configs/remask-rl-drafts.yaml  # the shipped Sudoku model
     accelerate launch recipes/remask_rl.py --config recipes/configs/remask-rl-words.yaml  # word problems, on a CPU
     accelerate launch --config_file recipes/accelerate/ddp_2gpu.yaml recipes/remask_rl.py \
-        --config recipes/configs/remask-rl-llada-8b.yaml                                    # GSM8K, on GPUs
+        --config recipes/configs/remask-rl-llada-8b.yaml  # GSM8K, on GPUs; remask-rl-mbpp-llada-8b.yaml: programs
 
 Begins with the model that `--start` names, or trains one first with the settings `sft`. Both are evaluated on the same
 held-out rows with the same forward passes. What is done is not done again; what was stopped goes on.

@@ -7,7 +7,7 @@ Remask SFT (RemeDi): a backbone learns to fill masks, a stream beside it which t
         --config recipes/configs/remask-sft-llada-8b.yaml                                     # GSM8K, on GPUs
 
 The model is decoded on held-out rows, and its confidence held against correctness. What is done is not done again;
-what was stopped goes on. `recipes/remask_rl.py --start OUTPUT_DIR/seed0/remask-sft` goes on with it by reinforcement.
+what was stopped goes on. `recipes/remask_rl.py --start OUTPUT_DIR/seed42/remask-sft` goes on with it by reinforcement.
 """
 
 import os

@@ -170,3 +170,72 @@ def test_a_folder_without_the_model_is_refused(load: Any, tmp_path: Path, capsys
     assert "no config.json and no vocab.txt" in capsys.readouterr().err
     with pytest.raises(ValueError, match="ask for 400 of 354"):
         free.read_strings(argparse.Namespace(development=200, held_out=200))
+
+
+# A training step
+
+STEP = ["--width", "32", "--layers", "1", "--vocabulary", "200", "--prompt", "8", "--answer", "16", "--repeats", "2"]
+
+
+def test_a_step_of_every_form_is_timed_against_sft(load: Any, tmp_path: Path) -> None:
+    result = load("training_step").main([*STEP, "--top_k", "5", "--optimizer", "--bf16"])
+    assert result == {k: v for k, v in written(tmp_path, "training_step").items() if k in result}
+    assert [row["what"] for row in result["forms"]] == ["vanilla SFT", "RM, T = 16", "RM, T = 64", "RM, T = 16, top 5"]
+    assert result["forms"][0]["times_sft"] == 1 and result["probe_cpu_s"] > 0
+    for row in result["forms"]:
+        assert row["low"] <= row["times_sft"] <= row["high"] and row["cpu_s"] > 0
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_step_is_what_it_says(load: Any, tmp_path: Path, optimizer: bool) -> None:
+    """Its wrong tokens are the frozen network's where they should be, and only the optimizer moves the weights."""
+    step = load("training_step")
+    options = step.parse_arguments([*STEP, "--top_k", "5", *(["--optimizer"] if optimizer else [])])
+    rows = step.make_rows(options)
+    assert options.repeats == 2 and step.parse_arguments([]).repeats == 30
+    trainers, _ = step.build_trainers(options, rows, str(tmp_path))
+    trainer = trainers["RM, T = 16, top 5"]
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    proposal = trainer.data_collator.proposal
+    shard, entries = proposal.table(0, np.array(rows[0]["input_ids"]))
+    assert shard["ids"][entries].shape == (16, 5)
+    drawn: list[int] = []
+    draw = proposal.draw
+    proposal.draw = lambda *given: drawn.append(len(given[0])) or draw(*given)
+    assert step.make_step(trainer, rows, options)(0) > 0 and drawn == [options.batch]
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert bool(moved) is optimizer
+
+
+# Published files
+
+
+def test_without_files_it_says_what_it_needs_and_records_nothing(
+    load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `make bench` runs it, which goes on with the next one."""
+    assert load("real_files").main([]) is None
+    shown = capsys.readouterr().out
+    assert all(f"--{name} FILE" in shown for name in ("gsm8k", "math", "mbpp"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(SystemExit):
+        load("real_files").main(["--math", str(tmp_path / "none.jsonl")])
+    assert "none.jsonl is no file" in capsys.readouterr().err
+
+
+def test_references_solve_their_own_problems_and_no_other(load: Any, tmp_path: Path) -> None:
+    real = load("real_files")
+    rows = [{"question": f"{i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(40)]
+    (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = real.grade_references(real.MathTask("gsm8k", str(tmp_path / "gsm8k.jsonl")), 30)
+    assert (row["file"], row["solutions"], row["own"], row["another's"]) == ("gsm8k", 30, 30, 0)
+
+
+def test_the_base_is_the_same_again(load: Any, tmp_path: Path) -> None:
+    """Or a second run would be refused the first one's evaluations."""
+    real = load("real_files")
+    samples = [real.TextSample(str(i), f"What is {i}?\n", f"It is {i}.") for i in range(9)]
+    for name in ("a", "b"):
+        real.build_base(samples, tmp_path / name)
+    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "ab"]
+    assert files[0] == files[1] and "model.safetensors" in files[0]

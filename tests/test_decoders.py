@@ -977,6 +977,17 @@ def test_another_preset_replaces_the_first_but_not_what_was_set_by_hand() -> Non
         config.updated(preset="llada")  # set by hand, and llada revises nothing
 
 
+def test_another_preset_replaces_rules_that_were_set_by_hand() -> None:
+    """A model saved with a rule of its own could not be decoded by any preset that has another one."""
+    own = ReflectiveGenerationConfig(reveal="threshold", reveal_threshold=0.8, editable="all", max_steps=9)
+    paper = own.updated(preset="rm-paper")
+    assert (paper.reveal, paper.revise, paper.editable, paper.max_steps) == ("all", "reflective", "all", 9)
+    assert own.updated(preset="remdm-loop").reveal == "remdm"  # it contradicted the rule by hand
+    assert own.updated(preset="rm-paper", reveal="margin").reveal == "margin"
+    assert paper.reveal_threshold in (None, ReflectiveGenerationConfig(reveal="threshold").reveal_threshold)  # not 0.8
+    assert own.updated(preset=None).reveal == own.updated(max_steps=3).reveal == "threshold"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_free_presets_read_no_history(preset: str) -> None:
     assert ReflectiveGenerationConfig(preset=preset).use_history is (None if preset == "rm-paper" else False)

@@ -11,12 +11,13 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"test", "eval", "rl", "image", "app", "dev"}
+EXTRAS = {"test", "recipes", "sudoku", "eval", "rl", "image", "app", "dev"}
 BUILD_TOOLS = {"pip", "setuptools"}  # every environment brings its own
 
 
@@ -131,6 +132,29 @@ def test_every_import_is_declared(metadata: Message) -> None:
         assert canonicalize_name(distributions.get(name, name)) in declared, f"{file} imports {name}"
 
 
+def test_every_extra_serves_code(metadata: Message) -> None:
+    """What an extra brings is imported somewhere; of tools and of the tests' own packages that is not asked."""
+    text = "\n".join(
+        path.read_text() for name in ("hf_rm", "recipes", "benchmarks") for path in (ROOT / name).rglob("*.py")
+    )
+    modules = {"pillow": "PIL", "scikit-image": "skimage", "math-verify": "math_verify", "lm-eval": "lm_eval"}
+    optional = [Requirement(line) for line in metadata.get_all("Requires-Dist", []) if "extra ==" in line]
+    served = [r.name for r in optional if not any(f'"{extra}"' in str(r.marker) for extra in ("test", "dev"))]
+    assert {"matplotlib", "ortools", "gradio"} <= set(served)
+    for name in {*served} - {"hf-rm"}:  # an extra that contains another one
+        module = modules.get(name, name)
+        assert re.search(rf"^\s*(from|import) {module}\b", text, re.MULTILINE) or f'files("{module}")' in text, name
+
+
+def test_errors_name_extras_that_exist(metadata: Message) -> None:
+    known = set(metadata.get_all("Provides-Extra", []))
+    files = [path for name in ("hf_rm", "recipes", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    named = {(extra, relative(path)) for path in files for extra in re.findall(r"hf-rm\[(\w+)\]", path.read_text())}
+    assert {"recipes", "sudoku", "image"} <= {extra for extra, _ in named}
+    assert {(extra, path) for extra, path in named if extra not in known | {"test"}} == set()
+    assert [path for extra, path in named if extra == "test"] == []  # users do not install the tests
+
+
 # Arrows point one way
 
 FLOORS = (("the flat core",), ("corruption", "backbones", "hub"), ("tasks", "training", "evaluation", "visualize"))
@@ -198,6 +222,37 @@ def test_an_import_upwards_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("command", ["make demo", "make test"])
 def test_the_readme_names_the_command(command: str) -> None:
     assert re.search(rf"^\s*(\$ )?{command}\s*(#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+NAMED_PATH = re.compile(r"(?<![\w./-])(?:recipes|benchmarks|hf_rm|model_cards|docs|tests)/[\w./*-]*[\w*/]")
+
+
+def told() -> dict[str, str]:
+    """What readers are told, by file: pages, the docstrings of what they launch, and the configurations."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    texts = {path: path.read_text() for path in [*pages, *(ROOT / "recipes" / "configs").glob("*.yaml")]}
+    for folder in ("recipes", "benchmarks"):
+        modules = {path: ast.parse(path.read_text()) for path in (ROOT / folder).glob("*.py")}
+        texts |= {path: ast.get_docstring(module) or "" for path, module in modules.items()}
+    return {relative(path): text for path, text in texts.items()}
+
+
+def test_every_path_that_readers_are_told_exists() -> None:
+    named = {(file, path) for file, text in told().items() for path in NAMED_PATH.findall(text)}
+    assert len(named) > 50, "the expression finds hardly any"
+    assert {(file, path) for file, path in named if not any(ROOT.glob(path.rstrip("/")))} == set()
+
+
+def test_the_comparison_is_the_default_with_more_systems_seeds_and_budgets() -> None:
+    default, comparison = (
+        yaml.safe_load((ROOT / "recipes" / "configs" / f"math-{name}.yaml").read_text())
+        for name in ("tiny", "compare")
+    )
+    own = {"output_dir", "systems", "seeds", "curve_forwards", "training_free"}
+    assert {name: value for name, value in comparison.items() if name not in own} == {
+        name: value for name, value in default.items() if name not in own
+    }
+    assert set(default["systems"]) < set(comparison["systems"]) and len(comparison["seeds"]) == 3
 
 
 # Nothing of one machine. The patterns are put together here so that this file does not match itself.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_text import character_tokenizer
+import yaml
+from isolation import isolated
+from safetensors.torch import load_file
+from tiny_text import character_llada
 
-from hf_rm import RMTrainingArguments
-from hf_rm.evaluation.sandbox import sandbox_available
-from hf_rm.families_rm import LLaDAModelLM
-from hf_rm.llada import LLaDAConfig
+from hf_rm import ReflectiveGenerationConfig, RMTrainingArguments
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -40,22 +40,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A LLaDA that reads characters."""
-    folder, tokenizer = tmp_path_factory.mktemp("characters"), character_tokenizer(pad_token="[END]")
-    torch.manual_seed(0)
-    config = LLaDAConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        mask_token_id=tokenizer.mask_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    LLaDAModelLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return character_llada(tmp_path_factory.mktemp("characters"))
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -78,16 +63,70 @@ def test_math_on_gsm8k(tmp_path, base):
     rows = [{"question": f"{i} + {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(40)]
     data = write(tmp_path / "train.jsonl", rows)
     config = tmp_path / "small.yaml"
-    config.write_text("systems: [base, sft, rm]\nprobe: masked\n")
+    extra = write(tmp_path / "extra.jsonl", [{"problem": "5?", "solution": r"It is \boxed{5}."}])
+    chinese = write(
+        tmp_path / "cmath.jsonl", [{"question": f"3加{i}?", "golden": 3 + i, "grade": 1} for i in range(5)]
+    )
+    config.write_text(
+        f"systems: [base, sft, rm]\nprobe: masked\nmore_train: [math={extra}]\nmore_tests: [cmath={chinese}]\n"
+    )
     shown = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
-    assert "gsm8k, seed 0" in shown and "Re-mask recall" in shown
+    assert "gsm8k, seed 0" in shown and "cmath, seed 0" in shown and "Re-mask recall" in shown
     records = json.loads((tmp_path / "out" / "records.json").read_text())
     assert [(row["system"], row["samples"]) for row in records["systems"]] == [("base", 4), ("sft", 4), ("rm", 4)]
+    assert [row["samples"] for row in records["more_tests"]["cmath"]["systems"]] == [4, 4, 4]
     again = launch("math", base, tmp_path / "out", "--config", str(config), task="gsm8k", train_data=data)
     assert "train_runtime" in shown and "train_runtime" not in again
 
 
-@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+@pytest.mark.slow
+def test_the_embedded_default(tmp_path):
+    """The shipped configuration on the shipped base, with two steps and eight problems."""
+    small = {"sft_steps": 2, "max_steps": 2, "made_train": 8, "made_test": 8, "per_device_train_batch_size": 4}
+    small |= {"recall_samples": 8, "replay_samples": 1, "output_dir": tmp_path / "out"}
+    words = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "recipes" / "math.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "word-problems, seed 0" in done.stdout and "Re-mask recall" in done.stdout
+    records = json.loads((tmp_path / "out" / "records.json").read_text())
+    systems = yaml.safe_load((ROOT / "recipes" / "configs" / "math-tiny.yaml").read_text())["systems"]
+    assert [(row["system"], row["samples"]) for row in records["systems"]] == [(name, 8) for name in systems]
+    assert all(0 < row["forwards"] <= 32 for row in records["systems"])
+
+
+def numbers(folder: Path) -> dict:
+    """What a run came to, without what it took."""
+    records = json.loads((folder / "records.json").read_text())
+    [system] = records["systems"]
+    return {name: value for name, value in system.items() if not name.endswith("_seconds")}
+
+
+def samples(folder: Path) -> list[dict]:
+    [log] = (folder / "seed0" / "evaluation").rglob("samples.jsonl")
+    return [json.loads(line) for line in log.read_text().splitlines()[1:]]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_every_stage_ends_where_it_would_have(tmp_path):
+    script = ROOT / "tests" / "tasks" / "script_killed.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "whole 0, probe -9, harvest -9, training -9, evaluation -9, again 0"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert numbers(killed) == numbers(whole) and samples(killed) == samples(whole)
+    for stage in ("start", "rm-harvested"):
+        ours, theirs = (load_file(folder / "seed0" / stage / "model.safetensors") for folder in (killed, whole))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+    for cache in ("top-k", "harvest"):
+        headers = [json.loads((folder / "seed0" / cache / "cache.json").read_text()) for folder in (killed, whole)]
+        assert headers[0] == headers[1] and len(headers[0]["shards"]) == 3
+
+
+@isolated
 def test_mbpp(tmp_path, base):
     rows = [
         {
@@ -98,30 +137,23 @@ def test_mbpp(tmp_path, base):
         }
         for i in range(1, 11)
     ]
-    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", train_data=write(tmp_path / "mbpp.jsonl", rows))
-    assert "mbpp, seed 0" in shown
-    [record] = json.loads((tmp_path / "out" / "records.json").read_text())["systems"]
-    assert record["samples"] == 4
-
-
-def test_arc(tmp_path, base):
-    rows = [
-        {
-            "id": str(i),
-            "question": f"{i} + 1?",
-            "choices": {"text": [str(i), str(i + 1)], "label": ["A", "B"]},
-            "answerKey": "B",
-        }
-        for i in range(12)
-    ]
-    data = {
-        "train_data": write(tmp_path / "train.jsonl", rows[:8]),
-        "test_data": write(tmp_path / "test.jsonl", rows[6:]),
+    human = {
+        "task_id": "HumanEval/0",
+        "prompt": "def double(x):\n",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "entry_point": "double",
     }
-    shown = launch("arc", base, tmp_path / "out", "--systems", "base", "sft", "rm", completion_length=6, **data)
-    assert "Multiple choice by likelihood" in shown and "rm, seed 0" in shown
+    data = {
+        "train_data": write(tmp_path / "mbpp.jsonl", rows),
+        "more_tests": f"humaneval={write(tmp_path / 'humaneval.jsonl', [human])}",
+    }
+    shown = launch("mbpp", base, tmp_path / "out", "--systems", "rm", split_seed=3, fresh_base=True, **data)
+    assert (tmp_path / "out" / "base" / "model.safetensors").exists()
+    assert "mbpp, seed 0" in shown and "humaneval, seed 0" in shown
     records = json.loads((tmp_path / "out" / "records.json").read_text())
-    assert {name: len(row) for name, row in records.items()} == {"base, seed 0": 4, "sft, seed 0": 4, "rm, seed 0": 4}
+    [record], [other] = records["systems"], records["more_tests"]["humaneval"]["systems"]
+    assert (record["samples"], other["samples"]) == (4, 1)
 
 
 def arguments_of(recipe: str) -> tuple[type, ...]:
@@ -137,9 +169,19 @@ def arguments_of(recipe: str) -> tuple[type, ...]:
     return next(kind for kind in own if kind.__name__.endswith("Arguments")), RMTrainingArguments
 
 
+@pytest.mark.parametrize("recipe", ["math", "mbpp", "arc"])
+def test_the_help_can_be_read(recipe):
+    """A percent sign in a help text is a format to argparse."""
+    from trl import TrlParser
+
+    shown = " ".join(TrlParser(arguments_of(recipe)).format_help().split())
+    assert "rm-paper: RM under the paper's law, with law paper and pool_fraction 0.0 whatever is given" in shown
+    assert recipe != "mbpp" or "(default: 20261122)" in shown.split("--split_seed")[-1]
+
+
 @pytest.mark.parametrize(
     "config",
-    [path for path in CONFIGS if path.stem.split("-")[0] in ("math", "gsm8k", "mbpp", "arc")],
+    [path for path in CONFIGS if path.stem.split("-")[0] in ("math", "gsm8k", "mbpp")],
     ids=lambda path: path.stem,
 )
 def test_configurations_are_what_their_first_lines_say(config, monkeypatch):
@@ -152,5 +194,7 @@ def test_configurations_are_what_their_first_lines_say(config, monkeypatch):
     assert training.output_dir == f"outputs/{config.stem}"
     assert training.max_steps > 0
     rm, sft = arguments.decoding("rm"), arguments.decoding("sft")
+    for settings in (rm, sft):
+        ReflectiveGenerationConfig(**settings)  # raises for what cannot work
     assert rm["max_steps"] == (sft.get("max_steps") or sft["steps"]), "the same bound on forwards"
     assert rm.get("steps", 0) < rm["max_steps"], "a schedule leaves forwards for revision"

@@ -66,7 +66,8 @@ class RMDataCollator(KeyedCollator):
         proposal ([`Proposal`]): where wrong tokens come from.
         law ([`TrajectoryLaw`]): how corrupted positions come to their right token.
         corruption_rate (`tuple[float, float]`, defaults to (0.05, 0.5)): a row's share of corrupted editable positions
-            is uniform between these, as a whole number of positions and at least one.
+            is uniform between these: a uniform whole number of positions, and at least one. With a low of 0 the share
+            itself is uniform, and rounded up or down by chance so that its mean is kept: a row may stay as it is.
         full_corruption (`float`, defaults to 0): probability that a row is corrupted everywhere instead.
         blank_rows (`float`, defaults to 0): probability that all editable positions of a row begin masked, as in
             writing from nothing; the corrupted ones err on their way, the others are filled once and right.
@@ -153,11 +154,16 @@ class RMDataCollator(KeyedCollator):
 
     def _corrupted(self, uniforms: KeyedUniforms, editable: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """(B, N) bool: a uniformly drawn subset of the editable positions, of a size drawn per row."""
-        size, everywhere = np.moveaxis(uniforms.draw(2), -1, 0)
+        size, everywhere, rounding = np.moveaxis(uniforms.draw(3), -1, 0)
         available = editable.sum(-1)
-        low = np.maximum(np.ceil(self.corruption_rate[0] * available - 1e-9), 1)
-        high = np.maximum(np.floor(self.corruption_rate[1] * available + 1e-9), low)
-        count = low + np.floor(size * (high - low + 1))
+        least, most = (rate * available for rate in self.corruption_rate)
+        if self.corruption_rate[0] == 0:
+            # As whole numbers 0 to 1 % and 0 to 2 % of 40 positions would be the same.
+            count = np.floor(size * most + rounding)
+        else:
+            low = np.maximum(np.ceil(least - 1e-9), 1)
+            high = np.maximum(np.floor(most + 1e-9), low)
+            count = low + np.floor(size * (high - low + 1))
         count = np.where(everywhere < self.full_corruption, available, count)
         order = np.where(editable, uniforms.draw(editable.shape[1]), 2.0).argsort(-1).argsort(-1)
         return editable & (order < count[:, None])

@@ -11,7 +11,7 @@ resumable as with any other proposal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def harvest(
     seed: int = 0,
     batch_size: int = 8,
     shard_rows: int = 256,
+    on_shard: Callable[[], None] | None = None,
     **decoding: Any,
 ) -> ShardFolder:
     """
@@ -55,6 +56,7 @@ def harvest(
         seed (`int`, defaults to 0): of the masks, and of the sampling where there is any.
         batch_size (`int`, defaults to 8): samples decoded side by side.
         shard_rows (`int`, defaults to 256): samples a file; what a kill costs at most, a process.
+        on_shard (`Callable`, *optional*): called after every file that this process has written.
         decoding: settings of [`~ReflectiveGenerationMixin.generate_reflective`].
 
     Returns:
@@ -104,7 +106,7 @@ def harvest(
         return {**arrays, "offsets": offsets_of(np.array(counts)), "samples": np.concatenate(samples)}, keys
 
     with evaluating(model):
-        return fill(folder, fingerprint, len(rows), shard_rows, compute)
+        return fill(folder, fingerprint, len(rows), shard_rows, compute, on_shard)
 
 
 def _decode(

@@ -60,6 +60,8 @@ class RemaskSFTCollator(KeyedCollator):
         block_length (`int`, *optional*): for attention by blocks counted from the answer: the noise is in one block of
             this many positions, drawn at random, as when it is decoded; what comes before it is clean and not
             supervised, what comes after it is not shown.
+        stop_token_ids (sequence of `int`): decoding by blocks ends with the block that holds one of these, so that no
+            later one is drawn.
         pad_token_id (`int`, defaults to 0): fills shorter rows on the right.
         seed (`int`, defaults to 0): of the whole run.
 
@@ -83,6 +85,7 @@ class RemaskSFTCollator(KeyedCollator):
     proposal: Proposal
     incorrect_rate: float = 0.1
     block_length: int | None = None
+    stop_token_ids: Sequence[int] = ()
     pad_token_id: int = 0
     seed: int = 0
 
@@ -99,7 +102,7 @@ class RemaskSFTCollator(KeyedCollator):
         targets, real, editable = pad_rows(features, self.pad_token_id, self.mask_token_id)
         uniforms = self.uniforms(row_ids)
         time, block = np.moveaxis(uniforms.draw(2), -1, 0)
-        noisy, shown = self._block(block, editable) if self.block_length else (editable, real)
+        noisy, shown = self._block(block, editable, targets) if self.block_length else (editable, real)
         groups = self._groups(noisy, 1 - time, uniforms.draw(targets.shape[1]))
         wrong = self.proposal.draw(uniforms.draw(targets.shape[1], 1), targets, row_ids)[..., 0]
         state = np.where(groups == MASKED, self.mask_token_id, np.where(groups == INCORRECT, wrong, targets))
@@ -121,11 +124,14 @@ class RemaskSFTCollator(KeyedCollator):
         groups = np.where(place < masked[:, None], MASKED, groups)
         return np.where(noisy, groups, IGNORE_INDEX)
 
-    def _block(self, uniform: np.ndarray, editable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _block(self, uniform: np.ndarray, editable: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, N) bool: the editable positions of a block drawn for each row, and everything up to its end."""
         assert self.block_length is not None
         number = (np.arange(editable.shape[1]) - editable.argmax(-1)[:, None]) // self.block_length
+        ends = editable & np.isin(targets, list(self.stop_token_ids))
+        last = np.where(ends.any(-1), np.take_along_axis(number, ends.argmax(-1)[:, None], 1)[:, 0], number[:, -1])
         # Of the blocks that hold something editable; a long prompt in between may fill one.
-        holding = [np.unique(row[mask]) for row, mask in zip(number, editable, strict=True)]
+        reached = editable & (number <= last[:, None])
+        holding = [np.unique(row[mask]) for row, mask in zip(number, reached, strict=True)]
         chosen = np.array([blocks[int(u * len(blocks))] for blocks, u in zip(holding, uniform, strict=True)])
         return editable & (number == chosen[:, None]), number <= chosen[:, None]

@@ -90,7 +90,7 @@ class ShardFolder:
 
     def finish(self, count: int) -> None:
         """Note that all `count` shards are there, with their sizes and digests."""
-        shards = [{"bytes": self.path(n).stat().st_size, "digest": _digest(self.path(n))} for n in range(count)]
+        shards = [{"bytes": self.path(n).stat().st_size, "digest": file_digest(self.path(n))} for n in range(count)]
         self._write_header({**self.header(), "shards": shards})
 
     @property
@@ -122,7 +122,7 @@ class ShardFolder:
         size = path.stat().st_size
         if size != shard["bytes"]:
             raise OSError(f"{path} is truncated: it has {size} bytes of {shard['bytes']}. {again}")
-        if _digest(path) != shard["digest"]:
+        if file_digest(path) != shard["digest"]:
             raise OSError(f"{path} is damaged: its digest is not the one that {HEADER} has. {again}")
 
     def read(self, number: int) -> tuple[Arrays, list[int | str]]:
@@ -148,6 +148,7 @@ def fill(
     rows: int,
     shard_rows: int,
     compute: Callable[[range], tuple[Arrays, list[int | str]]],
+    on_shard: Callable[[], None] | None = None,
 ) -> ShardFolder:
     """
     Compute the shards that a folder still lacks, each process its share.
@@ -158,6 +159,7 @@ def fill(
         rows (`int`): rows of the data.
         shard_rows (`int`): rows of a shard.
         compute (`Callable`): row numbers to the arrays and the row keys of a shard.
+        on_shard (`Callable`, *optional*): called after every shard that this process has written.
 
     Raises:
         ValueError: for a folder with another fingerprint.
@@ -177,6 +179,8 @@ def fill(
             store.read(number)  # raises where it is damaged
         else:
             store.write(number, *compute(range(number * shard_rows, min(rows, (number + 1) * shard_rows))))
+            if on_shard is not None:
+                on_shard()
     state.wait_for_everyone()
     if state.is_main_process:
         for left in store.folder.glob(".*.safetensors.*"):  # of a process that was killed
@@ -204,7 +208,8 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(staged, path)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Of a file's content."""
     digest = blake2b(digest_size=16)
     with path.open("rb") as handle:
         while block := handle.read(2**22):

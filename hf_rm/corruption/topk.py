@@ -11,7 +11,7 @@ The probe runs once, before the training, over all processes; the training reads
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def build_topk_cache(
     batch_size: int = 8,
     chunk_rows: int = 128,
     shard_rows: int = 256,
+    on_shard: Callable[[], None] | None = None,
 ) -> ShardFolder:
     """
     Probe a frozen checkpoint once a sample, and store its k most probable wrong tokens of every editable position.
@@ -78,6 +79,7 @@ def build_topk_cache(
         batch_size (`int`, defaults to 8): samples a forward pass.
         chunk_rows (`int`, defaults to 128): positions whose scores exist at a time.
         shard_rows (`int`, defaults to 256): samples a file; what a kill costs at most, a process.
+        on_shard (`Callable`, *optional*): called after every file that this process has written.
 
     Returns:
         [`ShardFolder`], for [`FrozenTopKProposal`].
@@ -125,7 +127,7 @@ def build_topk_cache(
         return {"ids": ids, "probabilities": probabilities, "positions": positions, **table}, keys
 
     with evaluating(model):
-        return fill(folder, fingerprint, len(rows), shard_rows, compute)
+        return fill(folder, fingerprint, len(rows), shard_rows, compute, on_shard)
 
 
 def _check_arguments(k: int, probe: str, mask_rate: float, wrong_tokens: int) -> None:

@@ -18,7 +18,7 @@ from .statistics import (
 )
 from .text import evaluate_text
 from .text_records import RevisionSeen, TextEvaluation, TextRecord
-from .text_report import evaluate_budgets, plot_forwards, text_results_table
+from .text_report import plot_forwards, text_results_table
 
 if TYPE_CHECKING:
     from .lm_eval_model import ReflectiveLM as ReflectiveLM
@@ -39,7 +39,6 @@ __all__ = [
     "Score",
     "TextEvaluation",
     "TextRecord",
-    "evaluate_budgets",
     "evaluate_multiple_choice",
     "evaluate_tasks",
     "evaluate_text",

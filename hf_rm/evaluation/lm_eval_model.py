@@ -11,18 +11,22 @@ or from the shell, with lm-eval's own arguments:
     python -m hf_rm.evaluation.lm_eval_model run --model hf_rm --tasks gsm8k \
         --model_args pretrained=user/llada-rm-math,max_new_tokens=256,steps=128,reveal=confidence
 
-lm-eval's own code tasks run model-written programs in the evaluating process. They are refused; `hf_rm_mbpp` and
-`hf_rm_humaneval` take their place and need the sandbox. `hf_rm_minerva_math` (and its subjects) compares MATH answers
-by math-verify and works with any version of the ANTLR runtime, where lm-eval's `minerva_math` wants one of its own.
+lm-eval's own code tasks run model-written programs in the evaluating process. They are refused, from the shell too;
+`hf_rm_mbpp` and `hf_rm_humaneval` take their place and need the sandbox. These, `hf_rm_gsm8k`, `hf_rm_math500` and
+`hf_rm_minerva_math` (and its subjects) ask and grade as the recipes do, so that their numbers are the built-in
+evaluator's; lm-eval's `gsm8k` and `minerva_math` have other prompts, and the latter wants ANTLR's runtime of version
+4.11, where ours takes any.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -334,8 +338,8 @@ def evaluate_tasks(
     Args:
         lm: A [`ReflectiveLM`].
         tasks: Names of tasks, groups or tags, or YAML files.
-        data_files: For a task (as `tasks` names it) a local JSON or JSONL file that takes the place of its test set;
-            no solved examples are shown then.
+        data_files: For a task (as `tasks` names it, or in a group that it names) a local JSON or JSONL file that takes
+            the place of its test set; no solved examples are shown then.
         include_path: A further folder of tasks.
         settings: Further arguments of `simple_evaluate`: `limit`, `num_fewshot`, `apply_chat_template`, `gen_kwargs`.
 
@@ -353,8 +357,6 @@ def evaluate_tasks(
     if settings.get("confirm_run_unsafe_code"):
         raise ValueError("`confirm_run_unsafe_code` is True: code runs in the sandbox alone; use hf_rm_mbpp.")
     files = {name: Path(path).resolve() for name, path in (data_files or {}).items()}
-    if set(files) - set(tasks):
-        raise ValueError(f"`data_files` names {sorted(set(files) - set(tasks))}, but `tasks` is {list(tasks)}.")
     for path in files.values():
         if not path.is_file():
             raise OSError(f"{path} is no file: pass a JSON or JSONL file.")
@@ -364,17 +366,22 @@ def evaluate_tasks(
     if any(None in part.values() for part in parts):  # the index of all that lm-eval has takes half a minute to read
         manager = _with_bundled(folders)
         parts = _refused_or_known(tasks, manager)
+    unknown = set(files) - set(tasks) - {name for part in parts for name in part}
+    if unknown:
+        raise ValueError(f"`data_files` names {sorted(unknown)}, but `tasks` is {list(tasks)}.")
+    known = dict(manager.task_index)
     with tempfile.TemporaryDirectory() as folder:
-        named = [
-            _local(files[task], parts[place][_name(task, parts[place])], Path(folder) / str(place))
-            if task in files
-            else task
-            for place, task in enumerate(tasks)
-        ]
-        for spec in named:
-            for name, loaded in manager.load(spec)["tasks"].items():
-                refuse_unsafe(name, bool(getattr(loaded, "UNSAFE_CODE", False)))
-        result: dict[str, Any] = simple_evaluate(model=lm, tasks=named, task_manager=manager, **settings)
+        try:
+            named = [
+                _with_files(task, part, files, Path(folder) / str(place), manager)
+                for place, (task, part) in enumerate(zip(tasks, parts, strict=True))
+            ]
+            for spec in named:
+                for name, loaded in manager.load(spec)["tasks"].items():
+                    refuse_unsafe(name, bool(getattr(loaded, "UNSAFE_CODE", False)))
+            result: dict[str, Any] = simple_evaluate(model=lm, tasks=named, task_manager=manager, **settings)
+        finally:
+            manager.task_index.update(known)
     return result
 
 
@@ -418,18 +425,36 @@ def _parts(task: str, manager: Any) -> dict[str, Any]:
     return found
 
 
-def _name(task: str, parts: Mapping[str, Any]) -> str:
-    return task if task in parts else next(iter(parts), task)
+def _with_files(task: str, parts: Mapping[str, Any], files: Mapping[str, Path], folder: Path, manager: Any) -> str:
+    """A task as it is, or a file of one like it over a local file; such a file of a group the manager is told of."""
+    if not {task, *parts} & set(files):
+        return task
+    folder.mkdir()
+    entry = parts.get(task, next(iter(parts.values()), None))
+    kind = None if entry is None or entry.yaml_path is None else entry.kind.name
+    listed = entry.cfg["task"] if kind == "GROUP" else []
+    members: list[dict[str, Any]] = [dict(one) if isinstance(one, dict) else {"task": one} for one in listed]
+    if kind == "TASK":
+        config = {"task": entry.name, **_local(files[task if task in files else entry.name], folder)}
+    elif kind == "GROUP" and set(parts) & set(files) <= {member.get("task") for member in members}:
+        local = {name: _local(files[name], folder) for name in set(parts) & set(files)}
+        config = {"group": entry.name, "task": [member | local.get(member.get("task", ""), {}) for member in members]}
+    else:
+        raise ValueError(
+            f"`data_files` names {task!r} or what is in it, but no single task: name the tasks of a group of tasks."
+        )
+    config["include"] = str(entry.yaml_path.resolve())
+    path = folder / "task.yaml"
+    path.write_text(json.dumps(config))  # JSON is YAML
+    if kind == "TASK":
+        return str(path)
+    manager.task_index[entry.name] = replace(entry, yaml_path=path)  # lm-eval reads no group by its file
+    return str(entry.name)
 
 
-def _local(path: Path, entry: Any, folder: Path) -> str:
-    """A YAML file of a task like that one, over a local file."""
-    if entry is None or entry.yaml_path is None or entry.kind.name != "TASK":
-        name = "an unknown task" if entry is None else repr(entry.name)
-        raise ValueError(f"`data_files` names {name}, which is no single task: name the tasks of a group.")
-    config = {
-        "include": str(entry.yaml_path.resolve()),
-        "task": entry.name,
+def _local(path: Path, folder: Path) -> dict[str, Any]:
+    """The settings of a task over a local file."""
+    return {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
@@ -439,17 +464,30 @@ def _local(path: Path, entry: Any, folder: Path) -> str:
         "fewshot_split": None,
         "num_fewshot": 0,
     }
-    folder.mkdir()
-    task = folder / "task.yaml"
-    task.write_text(json.dumps(config))  # JSON is YAML
-    return str(task)
+
+
+# The shell
+
+
+def main() -> None:
+    """lm-eval's shell: our tasks are known beside the user's own, and no task runs code outside the sandbox."""
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    shell = HarnessCLI()
+    arguments = shell.parse_args()
+    file = getattr(arguments, "config", None)
+    config = EvaluatorConfig.load_yaml_config(file) if file else {}
+    # Without it lm-eval refuses what is marked `unsafe_code`, and `refuse_unsafe` what is known by its name.
+    if getattr(arguments, "confirm_run_unsafe_code", config.get("confirm_run_unsafe_code")):
+        sys.exit(
+            "--confirm_run_unsafe_code is given: code runs in the sandbox alone; use hf_rm_mbpp or hf_rm_humaneval."
+        )
+    if hasattr(arguments, "include_path"):
+        given = arguments.include_path or config.get("include_path")
+        arguments.include_path = [str(TASKS), *([given] if given else [])]
+    shell.execute(arguments)
 
 
 if __name__ == "__main__":
-    import sys
-
-    from lm_eval.__main__ import cli_evaluate
-
-    if len(sys.argv) > 2 and "--include_path" not in sys.argv:
-        sys.argv += ["--include_path", str(TASKS)]
-    cli_evaluate()
+    main()

@@ -18,8 +18,9 @@ masked positions of an answer go through the head.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,9 +32,12 @@ from ..generation_canvas_rm import check_length
 from ..generation_sampler_rm import log_partition
 from ..modes import evaluating
 from ..tasks.multiple_choice import ChoiceProblem
+from .record_log import RecordLog, content_digest, weights_digest
 from .statistics import Interval, wilson_interval
+from .text import _fits, check_keys
 
 Normalise = Literal["none", "tokens", "characters"]
+Pair = tuple[list[int], list[int]]  # a prompt's tokens and an answer's
 
 
 class Score(NamedTuple):
@@ -55,14 +59,41 @@ class Score(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ChoiceRecord:
+    """What a run keeps of one problem: a number for each of its choices, none where it is too long.
+
+    Attributes:
+        key: The problem's.
+        log_likelihoods: As in [`Score`].
+        greedy: As in [`Score`].
+        tokens: As in [`Score`].
+
+    Example:
+        >>> ChoiceRecord("q1", (-1.0, -2.0), (True, False), (1, 1)).scores[1]
+        Score(log_likelihood=-2.0, greedy=False, tokens=1)
+    """
+
+    key: str
+    log_likelihoods: tuple[float, ...] = ()
+    greedy: tuple[bool, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """A score for each choice."""
+        return tuple(map(Score, self.log_likelihoods, self.greedy, self.tokens))
+
+
+@dataclass(frozen=True)
 class ChoiceEvaluation:
     """The result of [`evaluate_multiple_choice`], in the order of the problems.
 
     Attributes:
         name: What tables call it.
-        scores: A score for each choice of each problem.
-        chosen: Which choice won, from 0; (n,).
+        scores: A score for each choice of each problem; none for a problem that is too long.
+        chosen: Which choice won, from 0; -1 for a problem that is too long; (n,).
         answers: Which is right; (n,).
+        too_long: Keys of the problems that do not fit into the model's context; they count as wrong.
 
     Example:
         >>> scores = ((Score(-1.0, True, 1), Score(-2.0, False, 1)),)
@@ -74,6 +105,7 @@ class ChoiceEvaluation:
     scores: tuple[tuple[Score, ...], ...]
     chosen: npt.NDArray[np.int64]
     answers: npt.NDArray[np.int64]
+    too_long: tuple[str, ...] = ()
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -86,6 +118,7 @@ class ChoiceEvaluation:
         return wilson_interval(int(self.correct.sum()), len(self.correct))
 
 
+@torch.no_grad()
 def evaluate_multiple_choice(
     model: Any,
     tokenizer: Any,
@@ -95,6 +128,7 @@ def evaluate_multiple_choice(
     normalise: Normalise = "none",
     batch_size: int = 32,
     seed: int = 0,
+    folder: str | Path | None = None,
     name: str = "",
     progress_bar: bool = False,
 ) -> ChoiceEvaluation:
@@ -104,37 +138,93 @@ def evaluate_multiple_choice(
     Args:
         model: A model with `generate_reflective`.
         tokenizer: Its tokenizer.
-        problems: The questions.
+        problems: The questions; one of which a choice does not fit into the model's context counts as wrong and is
+            named.
         num_samples: Draws of the Monte-Carlo score; None for the one with a single forward pass.
         normalise: Divide a choice's score by its ``"tokens"`` or by its ``"characters"`` (lm-eval's `acc_norm`);
             ``"none"`` compares sums (`acc`).
         batch_size: Rows at a time.
         seed: Of the draws.
+        folder: Where `samples.jsonl` is kept. A run that was stopped goes on with the problems that are missing, one
+            that is complete is read back; the scores serve every normalisation.
         name: What tables call it.
-        progress_bar: Show the batches done.
+        progress_bar: Show the problems done.
 
     Returns:
         A [`ChoiceEvaluation`]; of equally likely choices the first wins.
 
     Raises:
-        ValueError: For no problems, an unknown normalisation, and as [`score_continuations`].
+        ValueError: For no problems, two of one key, problems that are all too long, an unknown normalisation, a
+            folder that holds the scores of another model, seed, number of draws or other problems, and as
+            [`score_continuations`].
 
     Example:
         >>> evaluate_multiple_choice(model, tokenizer, read_arc("test.jsonl")).accuracy.value  # doctest: +SKIP
         0.737
     """
-    if not problems:
-        raise ValueError("`problems` is empty: pass at least one.")
+    check_keys([problem.key for problem in problems], "problems")
     if normalise not in ("none", "tokens", "characters"):
         raise ValueError(f"`normalise` is {normalise!r}: pass 'none', 'tokens' or 'characters'.")
-    pairs = [(problem.prompt, text) for problem in problems for text in problem.continuations]
-    flat = iter(score_continuations(model, tokenizer, pairs, num_samples, batch_size, seed, progress_bar))
-    scores = tuple(tuple(next(flat) for _ in problem.choices) for problem in problems)
-    chosen = [
-        int(np.argmax([score.log_likelihood / _size(score, text, normalise) for score, text in zip(row, p.choices)]))
-        for row, p in zip(scores, problems, strict=True)
-    ]
-    return ChoiceEvaluation(name, scores, np.array(chosen), np.array([problem.answer for problem in problems]))
+    _check_counts(num_samples, batch_size)
+    pairs = [_encoded(model, tokenizer, [(p.prompt, text) for text in p.continuations]) for p in problems]
+    longest = [max(len(prompt) + len(answer) for prompt, answer in part) for part in pairs]
+    fits = [_fits(model, length) for length in longest]
+    if not any(fits):
+        raise ValueError(f"none of the {len(problems)} problems fits into the model's context: use a longer one.")
+    contents = [[p.key, p.answer, part] for p, part in zip(problems, pairs, strict=True)]
+    log = RecordLog(
+        folder,
+        lambda: {
+            "weights": weights_digest(model),
+            "problems": content_digest(contents),
+            "num_samples": num_samples,
+            "seed": seed,
+        },
+        ChoiceRecord,
+    )
+    log.add([ChoiceRecord(p.key) for p, fit in zip(problems, fits, strict=True) if not fit and p.key not in log])
+    progress = logging.tqdm(total=len(problems), desc=name or "score", disable=not progress_bar)
+    progress.update(len(log))
+    rows = [len(part) * (num_samples or 1) for part in pairs]
+    for batch in _batches(longest, rows, fits, batch_size):
+        # The whole batch even where a part of it is there: a batch of another shape could round otherwise.
+        if all(problems[index].key in log for index in batch):
+            continue
+        flat = iter(_scores(model, [pair for i in batch for pair in pairs[i]], num_samples, batch_size, seed))
+        records = [ChoiceRecord(problems[i].key, *zip(*(next(flat) for _ in pairs[i]))) for i in batch]
+        missing = [record for record in records if record.key not in log]
+        log.add(missing)
+        progress.update(len(missing))
+    progress.close()
+    found = [log[problem.key] for problem in problems]
+    return ChoiceEvaluation(
+        name,
+        tuple(record.scores for record in found),
+        np.array([_best(record, p, normalise) for record, p in zip(found, problems, strict=True)]),
+        np.array([problem.answer for problem in problems]),
+        tuple(record.key for record in found if not record.scores),
+    )
+
+
+def _batches(
+    longest: Sequence[int], rows: Sequence[int], fits: Sequence[bool], batch_size: int
+) -> Iterator[list[int]]:
+    """Indices of the problems that fit, the longest first, as many together as their rows leave room in a batch."""
+    batch: list[int] = []
+    for index in sorted((i for i, fit in enumerate(fits) if fit), key=lambda i: -longest[i]):
+        if batch and sum(rows[i] for i in batch) + rows[index] > batch_size:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _best(record: ChoiceRecord, problem: ChoiceProblem, normalise: Normalise) -> int:
+    if not record.scores:
+        return -1
+    rates = [s.log_likelihood / _size(s, text, normalise) for s, text in zip(record.scores, problem.choices)]
+    return int(np.argmax(rates))
 
 
 def _size(score: Score, text: str, normalise: Normalise) -> int:
@@ -174,29 +264,52 @@ def score_continuations(
         >>> score_continuations(model, tokenizer, [("2 + 3 =", " 5"), ("2 + 3 =", " 6")])  # doctest: +SKIP
         [Score(log_likelihood=-0.31, greedy=True, tokens=1), Score(log_likelihood=-4.02, greedy=False, tokens=1)]
     """
+    _check_counts(num_samples, batch_size)
+    tokens = _encoded(model, tokenizer, pairs)
+    for prompt, answer in tokens:
+        check_length(len(prompt) + len(answer), model.config)
+    return _scores(model, tokens, num_samples, batch_size, seed, progress_bar)
+
+
+def _check_counts(num_samples: int | None, batch_size: int) -> None:
     for name, value in (("num_samples", 1 if num_samples is None else num_samples), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` is {value!r}: pass an integer of at least 1.")
-    tokens = [
-        (list(tokenizer(text)["input_ids"]) if text else _beginning(tokenizer),
-         list(tokenizer(continuation, add_special_tokens=False)["input_ids"]))
-        for text, continuation in pairs
-    ]  # fmt: skip
-    for (_, continuation), (prompt, answer) in zip(pairs, tokens, strict=True):
-        if not answer or set(answer) & set(_reserved(model)):
+
+
+def _encoded(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
+    """The tokens of texts and of their continuations, which hold no reserved id."""
+    reserved = set(_reserved(model))
+    tokens = []
+    for text, continuation in pairs:
+        prompt = list(tokenizer(text)["input_ids"]) if text else _beginning(tokenizer)
+        answer = list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        if not answer or set(answer) & reserved:
             raise ValueError(
                 f"the continuation {continuation!r} has the tokens {answer}: pass text of at least one token, without "
                 "the mask and reserved ids, which no text holds."
             )
-        check_length(len(prompt) + len(answer), model.config)
+        tokens.append((prompt, answer))
+    return tokens
+
+
+def _scores(
+    model: Any,
+    tokens: Sequence[Pair],
+    num_samples: int | None,
+    batch_size: int,
+    seed: int,
+    progress_bar: bool = False,
+) -> list[Score]:
+    """A score for each pair of a prompt's and an answer's tokens."""
     rows = [
         (index, kept)
         for index, (prompt, answer) in enumerate(tokens)
         for kept in _draws(prompt, answer, num_samples, seed)
     ]
     rows.sort(key=lambda row: -len(tokens[row[0]][0]) - len(tokens[row[0]][1]))  # stable: draws stay in order
-    sums: list[list[float]] = [[] for _ in pairs]
-    greedy = [True] * len(pairs)
+    sums: list[list[float]] = [[] for _ in tokens]
+    greedy = [True] * len(tokens)
     starts = range(0, len(rows), batch_size)
     with evaluating(model):
         for start in logging.tqdm(starts, desc="score", disable=not progress_bar):

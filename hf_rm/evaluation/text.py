@@ -11,6 +11,7 @@ same batches as one that was never stopped.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,10 @@ from ..generation_canvas_rm import check_length
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..modes import evaluating
 from ..tasks.text import TextSample, decoded, prompt_ids
+from .record_log import RecordLog
 from .revision import revision_metrics
 from .statistics import Interval
-from .text_records import Grade, RecordLog, TextEvaluation, TextRecord, fingerprint, settings_of
+from .text_records import Grade, TextEvaluation, TextRecord, fingerprint, settings_of
 
 Settings = ReflectiveGenerationConfig | Mapping[str, Any] | None
 
@@ -81,7 +83,7 @@ def evaluate_text(
         Interval(value=0.31, low=0.282, high=0.339, observations=1000)
     """
     samples = list(samples)
-    _check_samples(samples)
+    check_keys([sample.key for sample in samples], "samples")
     config = decoding_config(model, decoding, completion_length)
     prompts = [prompt_ids(sample, tokenizer) for sample in samples]
     fits = [_fits(model, len(ids) + completion_length) for ids in prompts]
@@ -90,7 +92,9 @@ def evaluate_text(
             f"none of the {len(samples)} prompts fits into the model's context with completion_length="
             f"{completion_length}: shorten it, or use a model with a longer context."
         )
-    log = RecordLog(folder, lambda: fingerprint(model, tokenizer, samples, prompts, grade, config, seed, revision))
+    log = RecordLog(
+        folder, lambda: fingerprint(model, tokenizer, samples, prompts, grade, config, seed, revision), TextRecord
+    )
     for sample, fit in zip(samples, fits, strict=True):
         if not fit and sample.key not in log:
             log.add([TextRecord(sample.key, sample.group, "", False, 0, 0, 0, False, (), too_long=True)])
@@ -221,13 +225,13 @@ def _fits(model: Any, length: int) -> bool:
     return True
 
 
-def _check_samples(samples: Sequence[TextSample]) -> None:
-    if not samples:
-        raise ValueError("`samples` is empty: pass at least one.")
-    keys = [sample.key for sample in samples]
+def check_keys(keys: Sequence[str], argument: str) -> None:
+    """A ValueError for none, and for one that is there twice."""
+    if not keys:
+        raise ValueError(f"`{argument}` is empty: pass at least one.")
     if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"`samples` holds the key {twice!r} twice: a key names one sample.")
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise ValueError(f"`{argument}` holds the key {twice!r} twice: a key names one of them.")
 
 
 # Grading

@@ -1,28 +1,21 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""
-What an evaluation of text leaves: a record a sample, what they come to, and the file that a stopped run goes on with.
-"""
+"""What an evaluation of text leaves: a record a sample, what they come to, and what the results depend on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ..generation_config_rm import DEFAULTS, ReflectiveGenerationConfig
 from ..tasks.text import TextSample
+from .record_log import RECORDS_FILE as RECORDS_FILE
+from .record_log import content_digest, weights_digest
 from .statistics import Interval, mean_interval, paired_bootstrap, paired_difference_interval, wilson_interval
 
-RECORDS_FILE = "samples.jsonl"
 Grade = Callable[..., Any]
 
 
@@ -215,92 +208,7 @@ def _sums(rows: Sequence[tuple[int, ...] | None], width: int) -> list[int]:
     return np.array([row for row in rows if row is not None], dtype=np.int64).reshape(-1, width).sum(axis=0).tolist()
 
 
-# The file
-
-
-class RecordLog:
-    """
-    Records by key, in a file that is only appended to: a header with the run's fingerprint, then a line a sample.
-
-    Args:
-        folder: Where the file is; None keeps the records in memory.
-        make: Makes the fingerprint, a flat dict of strings and numbers.
-
-    Raises:
-        ValueError: If the file is another run's, or damaged before its last line.
-    """
-
-    def __init__(self, folder: str | Path | None, make: Callable[[], dict[str, Any]]) -> None:
-        self.records: dict[str, TextRecord] = {}
-        self.path = None if folder is None else Path(folder) / RECORDS_FILE
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        mark = json.loads(json.dumps(make()))
-        lines = self._whole_lines()
-        if not lines:
-            self._append([json.dumps({"fingerprint": mark})])
-            return
-        self._check(lines[0], mark)
-        for number, line in enumerate(lines[1:], 2):
-            record = self._record(line, number)
-            self.records.setdefault(record.key, record)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.records
-
-    def __getitem__(self, key: str) -> TextRecord:
-        return self.records[key]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def add(self, records: Sequence[TextRecord]) -> None:
-        """Remember records, on the disk too."""
-        if self.path is not None:
-            self._append([json.dumps(asdict(record)) for record in records])
-        self.records |= {record.key: record for record in records}
-
-    def _append(self, lines: Sequence[str]) -> None:
-        assert self.path is not None
-        with self.path.open("ab") as file:
-            file.write("".join(line + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _whole_lines(self) -> list[bytes]:
-        """The file's lines; what a stop left behind the last line break is cut off."""
-        assert self.path is not None
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(self.path, end)
-        return content[:end].split(b"\n")[:-1]
-
-    def _check(self, line: bytes, mark: dict[str, Any]) -> None:
-        try:
-            found = json.loads(line)["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} does not begin with a fingerprint: pass another folder.") from error
-        differing = [name for name in {**found, **mark} if found.get(name) != mark.get(name)]
-        if differing:
-            shown = ", ".join(f"{name} ({found.get(name)!r} there, {mark.get(name)!r} now)" for name in differing)
-            raise ValueError(
-                f"{self.path} holds another evaluation, which differs in {shown}: pass another folder, or delete the "
-                "file to evaluate again."
-            )
-
-    def _record(self, line: bytes, number: int) -> TextRecord:
-        try:
-            values = json.loads(line)
-            pairs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-            return TextRecord(**pairs)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{self.path}, line {number}, is no record ({error}): delete the file to evaluate again."
-            ) from error
+# What a run's results depend on
 
 
 def fingerprint(
@@ -317,33 +225,13 @@ def fingerprint(
     contents = [[*asdict(sample).values(), list(ids)] for sample, ids in zip(samples, prompts, strict=True)]
     return {
         "weights": weights_digest(model),
-        "samples": _digest(contents),
-        "tokenizer": _digest([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
+        "samples": content_digest(contents),
+        "tokenizer": content_digest([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
         "grade": getattr(grade, "__qualname__", type(grade).__qualname__),
         "seed": seed,
         "revision": revision,
         **{f"decoding.{name}": value for name, value in settings_of(config).items()},
     }
-
-
-def weights_digest(model: Any) -> str:
-    """A digest of a model's weights (adapters included) and settings."""
-    digest = hashlib.blake2b(digest_size=16)
-    settings = model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config)
-    passing = ("transformers_version", "_name_or_path", "_commit_hash", "architectures")  # change when it is saved
-    digest.update(_digest({name: settings[name] for name in sorted(settings) if name not in passing}).encode())
-    if getattr(model, "_hf_peft_config_loaded", False):
-        digest.update(repr(model.active_adapters()).encode())
-    for name, value in model.state_dict().items():
-        digest.update(f"{name}/{getattr(value, 'dtype', '')}/{tuple(getattr(value, 'shape', ()))}".encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def settings_of(config: ReflectiveGenerationConfig) -> dict[str, Any]:

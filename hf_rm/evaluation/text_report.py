@@ -5,18 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from ..tasks.text import TextSample
 from .statistics import shown_interval
-from .text import Settings, evaluate_text
-from .text_records import Grade, TextEvaluation
+from .text_records import TextEvaluation
+
+_REVISION = ["re-masks", "to right %", "to wrong %", "precision %"]
 
 
 def text_results_table(
-    evaluations: Sequence[TextEvaluation], baseline: TextEvaluation | None = None, title: str = "Text", seed: int = 0
+    evaluations: Sequence[TextEvaluation],
+    baseline: TextEvaluation | None = None,
+    title: str = "Text",
+    seed: int = 0,
+    more: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
     """
     A table of systems, a row each, with 95 % intervals in brackets.
@@ -26,9 +29,11 @@ def text_results_table(
         baseline: The system that each one's accuracy is compared with, by a paired bootstrap.
         title: Of the table.
         seed: Of the bootstrap.
+        more: Further columns by their headings, a cell a system.
 
     Returns:
-        Accuracy, the difference, forward passes, what revision did where that was recorded, accuracy by group.
+        Accuracy, the difference, forward passes, accuracy by group; where it was recorded what revision did: tokens
+        taken back a sample, answers that it made right and wrong, the share of the tokens taken back that were wrong.
 
     Example:
         >>> from hf_rm.evaluation.text_records import TextRecord
@@ -42,17 +47,17 @@ def text_results_table(
     groups = list(dict.fromkeys(group for one in evaluations for group in one.by_group()))
     groups = groups if len(groups) > 1 else []
     headings = ["samples", "accuracy %", *([] if baseline is None else [f"less {baseline.name}"]), "forwards"]
-    headings += ["re-masks", "to right %", "to wrong %"] if seen else []
+    headings += [*(_REVISION if seen else []), *(more or {})]
     for heading in [*headings, *(f"{group or '(none)'} %" for group in groups)]:
         table.add_column(heading, justify="right")
-    for evaluation in evaluations:
-        table.add_row(evaluation.name, *_cells(evaluation, baseline, seen, groups, seed))
+    for row, evaluation in enumerate(evaluations):
+        further = [cells[row] for cells in (more or {}).values()]
+        cells = [*_cells(evaluation, baseline, seen, seed), *further, *_group_cells(evaluation, groups)]
+        table.add_row(evaluation.name, *cells)
     return table
 
 
-def _cells(
-    evaluation: TextEvaluation, baseline: TextEvaluation | None, seen: bool, groups: Sequence[str], seed: int
-) -> list[str]:
+def _cells(evaluation: TextEvaluation, baseline: TextEvaluation | None, seen: bool, seed: int) -> list[str]:
     left_out = len(evaluation.too_long)
     cells = [f"{len(evaluation.records):,}" + (f" ({left_out} too long)" if left_out else "")]
     cells.append(shown_interval(evaluation.accuracy))
@@ -63,63 +68,20 @@ def _cells(
     cells.append(f"{evaluation.forwards.value:.1f}")
     revision = evaluation.revision
     if seen and revision is None:
-        cells += ["-"] * 3
+        cells += ["-"] * len(_REVISION)
     elif seen and revision is not None:
         cells += [
             f"{revision.remasks.value:.2f}",
             shown_interval(revision.to_right),
             shown_interval(revision.to_wrong),
+            shown_interval(revision.precision),
         ]
+    return cells
+
+
+def _group_cells(evaluation: TextEvaluation, groups: Sequence[str]) -> list[str]:
     rates = evaluation.by_group()
-    return cells + [shown_interval(rates[group]) if group in rates else "-" for group in groups]
-
-
-def evaluate_budgets(
-    model: Any,
-    tokenizer: Any,
-    samples: Sequence[TextSample],
-    grade: Grade,
-    decodings: Mapping[str, Settings],
-    *,
-    folder: str | Path | None = None,
-    **settings: Any,
-) -> list[TextEvaluation]:
-    """
-    Evaluate the same samples under several decodings: a curve of accuracy against forward passes.
-
-    Every budget is a run of its own: a canvas cut off in the middle of one holds masks, and a shorter schedule is not
-    the beginning of a longer one.
-
-    Args:
-        model: As for [`evaluate_text`], like `tokenizer`, `samples` and `grade`.
-        tokenizer: See there.
-        samples: See there.
-        grade: See there.
-        decodings: Settings by name, such as ``{"16": {"steps": 16, "reveal": "confidence"}, "32": ...}``.
-        folder: Each decoding keeps its records in a folder of its name below it.
-        settings: Further arguments of [`evaluate_text`].
-
-    Returns:
-        One evaluation a decoding, named after it.
-
-    Raises:
-        ValueError: For a name that is no folder's name, and as [`evaluate_text`].
-
-    Example:
-        >>> evaluate_budgets(model, tokenizer, samples, grade, {"16": {"steps": 16, "reveal": "confidence"}},
-        ...                  completion_length=64)[0].name  # doctest: +SKIP
-        '16'
-    """
-    for name in decodings:
-        if folder is not None and (not name or Path(name).name != name):
-            raise ValueError(f"`decodings` has the name {name!r}, which is no folder's name: pass a plain word.")
-    return [
-        evaluate_text(
-            model, tokenizer, samples, grade, decoding,
-            name=name, folder=None if folder is None else Path(folder) / name, **settings,
-        )
-        for name, decoding in decodings.items()
-    ]  # fmt: skip
+    return [shown_interval(rates[group]) if group in rates else "-" for group in groups]
 
 
 def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Path) -> Path:
@@ -127,7 +89,7 @@ def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Pa
     Accuracy against mean forward passes a sample, a line a system, with 95 % intervals, as a picture.
 
     Args:
-        curves: Evaluations of several budgets by system, as [`evaluate_budgets`] gives them.
+        curves: By system its evaluations, each decoded under a budget of its own.
         path: Of the picture; its ending says which kind.
 
     Returns:
@@ -145,7 +107,7 @@ def plot_forwards(curves: Mapping[str, Sequence[TextEvaluation]], path: str | Pa
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('`plot_forwards` needs matplotlib: pip install "hf-rm[test]"') from error
+        raise ImportError('`plot_forwards` needs matplotlib: pip install "hf-rm[recipes]"') from error
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for name, evaluations in curves.items():

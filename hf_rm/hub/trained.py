@@ -22,11 +22,17 @@ _REPORTED = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
+    "backbone_learning_rate",
     "muon_learning_rate",
     "law",
     "horizon",
     "max_attempts",
     "pool_fraction",
+    "num_generations",
+    "temperature",
+    "epsilon",
+    "loss_steps",
+    "decoding",
     "seed",
 )
 
@@ -44,7 +50,7 @@ def push_trained(
     Save the trainer's model and publish it; every process calls this, the first one sends.
 
     Args:
-        trainer ([`MaskedTrainer`]): the trainer; `hub_model_id` and the other `hub_*` arguments are its own.
+        trainer ([`StagedCheckpoints`]): the trainer; `hub_model_id` and the other `hub_*` arguments are its own.
         commit_message (`str`, *optional*): of the commit.
         blocking (`bool`, defaults to `True`): wait for the upload.
         token, revision, private: in place of the trainer's arguments.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -106,6 +106,30 @@ def encode_samples(
             f"completion_length={completion_length}: raise them."
         )
     return encoded
+
+
+def joined_samples(samples: Iterable[TextSample], held_out: Collection[str]) -> tuple[list[TextSample], str]:
+    """Samples of several sources, once each and without what is held out, and how many that left.
+
+    Args:
+        samples: Of two with the same key the first stays.
+        held_out: Keys.
+
+    Example:
+        >>> one, other = TextSample("1", "1 + 1 ="), TextSample("2", "1 + 2 =")
+        >>> joined_samples([one, other, other], {"1"})[1]
+        'of 3 training samples 1 stay: 1 are there twice, 1 held out by a test'
+    """
+    every, once = 0, dict[str, TextSample]()
+    for sample in samples:
+        every += 1
+        once.setdefault(sample.key, sample)
+    kept = [sample for key, sample in once.items() if key not in held_out]
+    twice, dropped = every - len(once), len(once) - len(kept)
+    remark = (
+        f"of {every:,} training samples {len(kept):,} stay: {twice:,} are there twice, {dropped:,} held out by a test"
+    )
+    return kept, remark
 
 
 def prompt_ids(sample: TextSample, tokenizer: Any) -> list[int]:

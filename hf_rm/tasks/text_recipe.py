@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from ..evaluation.text_records import TextEvaluation
 from ..evaluation.text_report import plot_forwards, text_results_table
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_rules_rm import REVEAL_RULES
-from ..training.stages import write_json
+from ..training.stages import CLOCK_FILE, read_clock, write_json
 from ..visualize import Replay, write_html
-from .post_training import SYSTEMS, PostTraining, Trained
-from .text import TextSample, decoded, encode_samples, prompt_ids
+from .post_training import MAIN, SYSTEMS, PostTraining, Trained
+from .text import TextSample, decoded, prompt_ids
 
 WRONG_SHARE = 0.15
 REVEAL_SHARE = 0.75
@@ -40,36 +41,119 @@ def with_default_config(path: Path, arguments: Sequence[str] | None = None) -> l
 
 
 def report(run: PostTraining) -> None:
-    """Train and evaluate everything, print the tables, and say where the rest lies."""
+    """
+    Train and evaluate everything, print the tables, and say where the rest lies.
+
+    `records.json` is written after every part: what fails in a later one costs nothing of those before it.
+
+    Raises:
+        ImportError, ValueError: before anything is trained, for a library that the report would need, and for a
+            decoding that cannot work.
+    """
+    _check(run)
     trained = run.systems()
-    evaluations = {(one.name, one.seed): run.evaluate(one) for one in trained}
+    pages = _Pages(run.root / "records.json")
+    for name, value in _results(run, trained, MAIN, pages).items():
+        pages.keep(name, value)
+    more: dict[str, Any] = {}
+    for test in run.tests:
+        if test != MAIN:
+            more[test] = _results(run, trained, test, pages)
+            pages.keep("more_tests", more)
     curves = _curves(run, trained)
+    if curves:
+        pages.keep("curves", {name: [one.summary() for one in curve] for name, curve in curves.items()})
     if not PartialState().is_main_process:
         return
-    console = Console(width=None if sys.stdout.isatty() else 190)
-    records: dict[str, Any] = {"systems": [_record(*item) for item in evaluations.items()]}
-    for seed in run.arguments.seeds:
-        rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
-        console.print(text_results_table(rows, evaluations.get(("sft", seed)), f"{run.task.name}, seed {seed}"))
-    if len(run.arguments.seeds) > 1:
-        records["means"] = means(evaluations)
-        console.print(means_table(records["means"], len(run.arguments.seeds)))
-    revising = [one for one in trained if SYSTEMS[one.name].trainer == "rm"]
-    if revising and run.arguments.recall_samples:
-        records["recall"] = {one.label: recall(run, one) for one in revising}
-        console.print(recall_table(records["recall"].items()))
+    _revision_seen(run, [one for one in trained if SYSTEMS[one.name].trainer == "rm"], pages)
     if curves:
-        records["curves"] = {name: [one.summary() for one in curve] for name, curve in curves.items()}
-        console.print(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}", soft_wrap=True)
+        pages.say(f"accuracy against forwards: {plot_forwards(curves, run.root / 'forwards.png')}")
+    pages.say(f"records: {pages.path}")
+
+
+class _Pages:
+    """What the first process shows and writes down; the others do neither."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records, self.main = path, dict[str, Any](), PartialState().is_main_process
+        self.console = Console(width=None if sys.stdout.isatty() else 230, quiet=not self.main)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Write everything so far."""
+        self.records[name] = value
+        if self.main:
+            write_json(self.path, self.records)
+
+    def say(self, what: Any) -> None:
+        """Print a table or a line."""
+        self.console.print(what, soft_wrap=isinstance(what, str))
+
+
+def _check(run: PostTraining) -> None:
+    """Raise now for what would end the report after hours of training."""
+    budgets, rules = run.arguments.curve_forwards, run.arguments.training_free
+    if budgets and find_spec("matplotlib") is None:
+        raise ImportError(
+            f"`curve_forwards` is {budgets}, but its plot needs matplotlib: pip install 'hf-rm[recipes]', or leave it "
+            "out."
+        )
+    for kind in ("sft", "rm"):
+        ReflectiveGenerationConfig(**run.arguments.decoding(kind))
+    for rule in rules:
+        budgeted(run, rule, 1)
+
+
+def _results(run: PostTraining, trained: Sequence[Trained], test: str, pages: _Pages) -> dict[str, Any]:
+    """Evaluate on a test, with a table a seed, and over all seeds their means."""
+    evaluations = {(one.name, one.seed): run.evaluate(one, test=test) for one in trained}
+    records: dict[str, Any] = {
+        "systems": [_record(run, one, evaluations[one.name, one.seed], test) for one in trained]
+    }
+    seeds, task = run.arguments.seeds, run.tests[test].name
+    for seed in seeds:
+        rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
+        minutes = {_MINUTES: [_shown_minutes(run.cpu_minutes(one.name, seed)) for one in trained if one.seed == seed]}
+        pages.say(text_results_table(rows, evaluations.get(("sft", seed)), f"{task}, seed {seed}", more=minutes))
+    if len(seeds) > 1:
+        found = records["means"] = means(evaluations)
+        for name, row in found.items():
+            spent = [run.cpu_minutes(name, seed) for seed in seeds]
+            row["cpu_minutes"] = None if None in spent else float(np.mean([m for m in spent if m is not None]))
+        title = f"{task}, means of {len(seeds)} seeds"
+        pages.say(means_table(found, title))
+        if any(row["by_group"] for row in found.values()):
+            pages.say(group_means_table(found, f"{title} by group"))
+    return records
+
+
+def _revision_seen(run: PostTraining, revising: Sequence[Trained], pages: _Pages) -> None:
+    """Re-mask recall by history, and pages of trajectories of the first seed's systems."""
+    rows = recall_rows(run) if revising else []
+    if rows:
+        found = {one.label: recall(run, one, rows) for one in revising}
+        pages.keep("recall", found)
+        pages.say(recall_table(found.items()))
     for one in revising:
         if one.seed == run.arguments.seeds[0] and run.arguments.replay_samples:
-            console.print(f"trajectories of {one.label}: {write_replays(run, one)}", soft_wrap=True)
-    write_json(run.root / "records.json", records)
-    console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
+            pages.say(f"trajectories of {one.label}: {write_replays(run, one)}")
 
 
-def _record(key: tuple[str, int], evaluation: TextEvaluation) -> dict[str, Any]:
-    return {"system": key[0], "training_seed": key[1], "decoding": evaluation.decoding, **evaluation.summary()}
+def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation, test: str) -> dict[str, Any]:
+    return {
+        "system": one.name,
+        "training_seed": one.seed,
+        "decoding": evaluation.decoding,
+        **evaluation.summary(),
+        "training_seconds": run.training_seconds(one.name, one.seed),
+        "evaluation_seconds": read_clock(run.evaluation_folder(one, test) / CLOCK_FILE),
+    }
+
+
+_MINUTES = "training CPU min"
+
+
+def _shown_minutes(minutes: float | None) -> str:
+    return "-" if minutes is None else f"{minutes:.1f}"
 
 
 # Over the seeds
@@ -77,7 +161,7 @@ def _record(key: tuple[str, int], evaluation: TextEvaluation) -> dict[str, Any]:
 
 def means(evaluations: dict[tuple[str, int], TextEvaluation], baseline: str = "sft") -> dict[str, dict[str, Any]]:
     """
-    Each system's accuracy over all seeds, and its difference to the baseline.
+    Each system's accuracy over all seeds, and its difference to the baseline, in all and by group.
 
     A problem's verdicts are first averaged over the seeds, and the interval is that of the problems' mean: one of the
     problems that might have been drawn, for these seeds. `spread` is the standard deviation over the seeds.
@@ -87,36 +171,79 @@ def means(evaluations: dict[tuple[str, int], TextEvaluation], baseline: str = "s
         baseline: What differences are taken to, seed by seed.
 
     Returns:
-        By system: `accuracy`, `less_baseline` (intervals as lists; None without a baseline), `spread`, `forwards`.
+        By system: `accuracy`, `less_baseline` (intervals as lists; None without a baseline), `spread`, `forwards`;
+        `by_group`, the first three of each group; and what revision did to the samples of all seeds together:
+        `to_right`, `to_wrong` and `precision`, None where it was not recorded.
     """
     names = list(dict.fromkeys(name for name, _ in evaluations))
-    verdicts = {name: np.array([one.correct for (n, _), one in evaluations.items() if n == name]) for name in names}
-    reference = verdicts.get(baseline)
+    own = {name: [one for (other, _), one in evaluations.items() if other == name] for name in names}
+    verdicts = {name: np.array([one.correct for one in own[name]], dtype=float) for name in names}
+    groups = next(iter(evaluations.values())).by_group()
     table: dict[str, dict[str, Any]] = {}
     for name in names:
-        seeds = verdicts[name].astype(float)
-        own = [one for (n, _), one in evaluations.items() if n == name]
+        reference = None if name == baseline else verdicts.get(baseline)
+        member = np.array([record.group for record in own[name][0].records])
+        by_group = {group: _over_seeds(verdicts[name], reference, member == group) for group in groups}
         table[name] = {
-            "accuracy": list(mean_interval(seeds.mean(0))),
-            "spread": float(seeds.mean(1).std(ddof=1)) if len(seeds) > 1 else None,
-            "less_baseline": None,
-            "forwards": float(np.mean([one.forwards.value for one in own])),
+            **_over_seeds(verdicts[name], reference),
+            "forwards": float(np.mean([one.forwards.value for one in own[name]])),
+            "by_group": by_group if len(groups) > 1 else {},
         }
-        if reference is not None and name != baseline and len(seeds) == len(reference):
-            table[name]["less_baseline"] = list(mean_interval((seeds - reference).mean(0)))
+        together = TextEvaluation(name, tuple(record for one in own[name] for record in one.records), {}, 0).revision
+        for rate in ("to_right", "to_wrong", "precision"):
+            table[name][rate] = None if together is None else list(getattr(together, rate))
     return table
 
 
-def means_table(found: dict[str, dict[str, Any]], seeds: int, baseline: str = "sft") -> Table:
-    """[`means`] as a table."""
-    table = Table(title=f"Means of {seeds} seeds", caption="95 % intervals over the problems in brackets")
-    for heading in ("system", "accuracy %", "spread over seeds", f"less {baseline}, points", "forwards"):
+def _over_seeds(verdicts: np.ndarray, reference: np.ndarray | None, which: Any = slice(None)) -> dict[str, Any]:
+    """Of verdicts (seeds, problems), and those of the baseline, some of the problems."""
+    chosen, less = verdicts[:, which], None
+    if reference is not None and len(reference) == len(verdicts):
+        less = list(mean_interval((chosen - reference[:, which]).mean(0)))
+    spread = float(chosen.mean(1).std(ddof=1)) if len(chosen) > 1 else None
+    return {"accuracy": list(mean_interval(chosen.mean(0))), "spread": spread, "less_baseline": less}
+
+
+def means_table(found: dict[str, dict[str, Any]], title: str = "Means", baseline: str = "sft") -> Table:
+    """[`means`] as a table; with `cpu_minutes` in the rows these too."""
+    caption = f"95 % intervals over the problems in brackets; {_MINUTES} with all that a system stands on"
+    table = Table(title=title, caption=caption)
+    revision = {"to right %": "to_right", "to wrong %": "to_wrong", "precision %": "precision"}
+    for heading in (
+        "system",
+        "accuracy %",
+        "spread over seeds",
+        f"less {baseline}, points",
+        "forwards",
+        *revision,
+        _MINUTES,
+    ):
         table.add_column(heading)
     for name, row in found.items():
-        spread = "-" if row["spread"] is None else f"{100 * row['spread']:.1f}"
-        less = "-" if row["less_baseline"] is None else shown_interval(row["less_baseline"], sign="+")
-        table.add_row(name, shown_interval(row["accuracy"]), spread, less, f"{row['forwards']:.1f}")
+        cells = [shown_interval(row["accuracy"]), _points(row["spread"]), _difference(row["less_baseline"])]
+        rates = ["-" if row[rate] is None else shown_interval(row[rate]) for rate in revision.values()]
+        table.add_row(name, *cells, f"{row['forwards']:.1f}", *rates, _shown_minutes(row.get("cpu_minutes")))
     return table
+
+
+def group_means_table(found: dict[str, dict[str, Any]], title: str = "Means", baseline: str = "sft") -> Table:
+    """Accuracy by group from [`means`] as a table; below it the difference to the baseline."""
+    caption = f"accuracy in %, below it less {baseline} in points; 95 % intervals over the problems in brackets"
+    table = Table(title=title, caption=caption)
+    for heading in ("system", *next(iter(found.values()))["by_group"]):
+        table.add_column(heading or "(none)")
+    for name, row in found.items():
+        groups = row["by_group"].values()
+        table.add_row(name, *(f"{shown_interval(g['accuracy'])}\n{_difference(g['less_baseline'])}" for g in groups))
+    return table
+
+
+def _difference(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else shown_interval(interval, sign="+")
+
+
+def _points(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 # Accuracy against forwards
@@ -170,7 +297,20 @@ def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
 # Revision seen
 
 
-def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
+def recall_rows(run: PostTraining) -> list[dict[str, Any]]:
+    """Reference completions to plant wrong tokens in; none, and a line that says why, where none are to be had."""
+    count = run.arguments.recall_samples
+    samples = [sample for sample in run.task.test() if sample.completion][:count]
+    if count and not samples:
+        print("no probe of recall: no held-out sample has a solution")
+    try:
+        return run.encode(samples, "samples of the probe of recall") if samples else []
+    except ValueError as error:
+        print(f"no probe of recall: {error}")
+        return []
+
+
+def recall(run: PostTraining, trained: Trained, rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """
     Share of wrong tokens in reference completions that one step re-masks, by the past they are given.
 
@@ -178,18 +318,13 @@ def recall(run: PostTraining, trained: Trained) -> dict[str, dict[str, float]]:
     they occur there.
     """
     args = run.arguments
-    samples = [sample for sample in run.task.test() if sample.completion][: args.recall_samples]
-    if not samples:
-        return {}
-    longest = run.training.max_length or run.tokenizer.model_max_length
-    rows = encode_samples(samples, run.tokenizer, longest, args.completion_length, args.eos_tail).rows
     targets, real, editable = pad_rows(rows, run.tokenizer.pad_token_id or 0)
     editable &= targets != run.tokenizer.eos_token_id
     uniforms = KeyedUniforms(row_keys(args.eval_seed, 0, [row["idx"] for row in rows]))
     wrong = editable & (uniforms.draw(targets.shape[1]) < WRONG_SHARE)
     drawn = _other_tokens(targets, targets[editable], uniforms.draw(targets.shape[1], 2))
     state = np.where(wrong, drawn[..., 0], targets)
-    model = trained.load().to(PartialState().device)
+    model: Any = trained.load()
     ids, right, attempt = (torch.from_numpy(value) for value in (state, targets, drawn[..., 1]))
     return recall_by_history(
         model,
@@ -220,9 +355,9 @@ def _other_tokens(targets: np.ndarray, pool: np.ndarray, uniforms: np.ndarray) -
 def write_replays(run: PostTraining, trained: Trained) -> Path:
     """An HTML page with trajectories of problems drawn at random by the evaluation's seed."""
     args = run.arguments
-    samples = run.task.test()[: args.eval_samples]
+    samples = run.held_out()
     chosen = np.random.default_rng(args.eval_seed).permutation(len(samples))[: args.replay_samples]
-    model = trained.load().to(PartialState().device).eval()
+    model = trained.load()
     config = decoding_config(model, args.decoding("rm"), args.completion_length)
     replays = [_replay(run, model, samples[int(index)], config) for index in chosen]
     return write_html(replays, run.root / f"seed{trained.seed}" / f"trajectories-{trained.name}.html")

@@ -9,12 +9,12 @@ from math import inf
 from typing import Any
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
 from ..corruption.collator import STARTS
 from ..corruption.laws import build_law
 from ..processes import meet_on_cpu
 from .losses import CLIPS
+from .saving import refuse_pickled_states
 
 
 @dataclass
@@ -62,11 +62,7 @@ class MaskedTrainingArguments(TrainingArguments):
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
             )
-        if self.push_to_hub and self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"`hub_strategy` is {self.hub_strategy.value!r}, which uploads optimizer and random states, and those "
-                'are pickles: pass "every_save" (weights only) or "end".'
-            )
+        refuse_pickled_states(self)
 
     def _check_number(self, name: str, low: float, high: float, what: str) -> None:
         """Raise a ValueError for an argument that is outside of [low, high]; None is what its default allows."""
@@ -101,7 +97,12 @@ class RMTrainingArguments(MaskedTrainingArguments):
     )
     horizon: int = field(default=16, metadata={"help": "T, the steps of a trajectory."})
     max_attempts: int = field(default=2, metadata={"help": "Wrong attempts a position, under the law 'attempts'."})
-    min_corruption_rate: float = field(default=0.05, metadata={"help": "Least share of corrupted positions in a row."})
+    min_corruption_rate: float = field(
+        default=0.05,
+        metadata={
+            "help": "Least share of corrupted positions in a row, and one at least; with 0 a row may have none."
+        },
+    )
     max_corruption_rate: float = field(
         default=0.5, metadata={"help": "Greatest share of corrupted positions in a row."}
     )
@@ -127,6 +128,13 @@ class RMTrainingArguments(MaskedTrainingArguments):
         metadata={
             "help": "'uniform' weighs all positions alike (the paper); 'inverse' divides a mask's loss by its row's "
             "share of masks, as the 1 / t of vanilla SFT: what a row nearly done has to teach does not drown (text)."
+        },
+    )
+    reveal_context: str = field(
+        default="any",
+        metadata={
+            "help": "'any' teaches masks in every row (the paper), 'right' only in rows that show no wrong token: "
+            "what masks should become beside wrong ones teaches mistrust of the page (text)."
         },
     )
     loss_clip: str = field(
@@ -164,6 +172,7 @@ class RMTrainingArguments(MaskedTrainingArguments):
             )
         self._check_choice("loss_clip", CLIPS)
         self._check_choice("reveal_weights", ("uniform", "inverse"))
+        self._check_choice("reveal_context", ("any", "right"))
         self._check_choice("pool_start", STARTS)
         self._check_number("pool_fraction", 0.0, 1 - 1e-9, "a share in [0, 1)")
         self._check_number("pool_reveal_threshold", 0.0, 1.0, "a probability, or None for Eq. 1")

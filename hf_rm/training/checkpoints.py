@@ -2,7 +2,7 @@
 """
 Checkpoints that are whole or not there: written to a staging folder, listed, flushed, then renamed.
 
-Also how they are checked and their weights read back, and their arguments written without a pickle.
+Also how they are checked, their weights read back and told apart, and their arguments written without a pickle.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 
 STAGING = ".staging"
 MANIFEST = "files.json"
@@ -129,6 +132,53 @@ def load_whole_weights(folder: str | Path | None, model: Any, accelerator: Accel
     widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
     model.load_state_dict(type(model).from_pretrained(folder, dtype=widest).state_dict())
     return True
+
+
+_DEFINING = ("config.json", "generation_config.json", "*.safetensors", "adapter/*.json", "adapter/*.safetensors")
+
+
+def saved_digest(model: str | Path, revision: str | None = None) -> str | None:
+    """
+    What tells a saved model from another one of the same name: a hash of its weights and configuration, or of a model
+    on the Hub the commit.
+
+    Args:
+        model (`str` or `Path`): a folder, or a Hub name.
+        revision (`str`, *optional*): of a Hub name.
+
+    Returns:
+        `str`, *optional*: None for a folder that is not there (yet).
+
+    Raises:
+        OSError: for a Hub name that cannot be reached.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "config.json").write_text("{}")
+        >>> before = saved_digest(folder)
+        >>> _ = (folder / "model.safetensors").write_bytes(b"weights")
+        >>> saved_digest(folder) == before
+        False
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if isinstance(model, Path):
+            return None
+        return PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("_commit_hash")
+    whole = blake2b(digest_size=8)
+    for path in sorted(path for pattern in _DEFINING for path in folder.glob(pattern)):
+        state = path.stat()
+        whole.update(path.relative_to(folder).as_posix().encode())
+        whole.update(_file_digest(path, state.st_size, state.st_mtime_ns))
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, size: int, modified: int) -> bytes:
+    """Of a file's bytes; a file of gigabytes is read once, until it changes."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").digest()
 
 
 def replace_pickled_arguments(args: Any, folder: str | Path | None = None) -> None:

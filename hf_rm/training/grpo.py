@@ -5,26 +5,29 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from packaging.version import Version
+from accelerate.utils import DistributedType
+from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..generation_config_rm import ReflectiveGenerationConfig
+from ..generation_rm import check_decoding
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
 from ..modes import evaluating
 from ..processes import meet_on_cpu
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .base import load_model
-from .checkpoints import load_whole_weights, replace_pickled_arguments
 from .log_probs import ChoiceLogProbs, DrawSettings, choice_log_probs
 from .lora import prepare_for_training
 from .losses import CHUNK_LOGITS
-from .rewards import contained
-from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, written_answers
+from .rewards import check_rewards, contained
+from .rollouts import Trajectory, check_rollout_config, left_padded, roll_out, stop_tokens, written_answers
+from .saving import StagedCheckpoints, refuse_pickled_states
 
 _LEAST, _BELOW = "1.16", "1.17"
 
@@ -36,7 +39,8 @@ def check_trl_version(version: str) -> None:
     Example:
         >>> check_trl_version("1.16.3")
     """
-    if not Version(_LEAST) <= Version(version) < Version(_BELOW):
+    # 1.17.0.dev0 comes before 1.17 and is no 1.16.
+    if not SpecifierSet(f">={_LEAST},<{_BELOW}").contains(version, prereleases=True):
         raise ImportError(
             f"RemaskGRPOTrainer overrides private methods of TRL's GRPOTrainer and knows trl>={_LEAST},<{_BELOW}; "
             f'installed is {version}: pip install "trl>={_LEAST},<{_BELOW}".'
@@ -50,7 +54,6 @@ except ImportError as error:
 check_trl_version(trl.__version__)
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import is_async_callable  # noqa: E402
 
 # Settings of GRPOConfig that a trajectory of masks has no meaning for, with the value that leaves each of them off.
 _OFF: dict[str, Any] = {
@@ -70,7 +73,18 @@ _OFF: dict[str, Any] = {
     "delta": None,
     "sync_ref_model": False,
     "cast_lm_head_to_fp32": False,
+    "use_liger_kernel": False,
 }
+# And those that nothing here reads, which are refused where they are not TRL's defaults.
+_UNREAD = frozenset(
+    """
+    loss_type importance_sampling_level sapo_temperature_neg sapo_temperature_pos vespo_k_neg vespo_k_pos
+    vespo_lambda_neg vespo_lambda_pos entropy_coef_delta entropy_coef_max entropy_coef_min entropy_target
+    ref_model_mixup_alpha ref_model_sync_steps router_aux_loss_coef max_tool_calling_iterations cache_implementation
+    transformers_continuous_batching_config use_transformers_paged ds3_gather_for_generation trust_remote_code
+    """.split()
+)
+_DEFAULTS = {item.name: item.default for item in fields(GRPOConfig)}
 
 
 @dataclass
@@ -79,8 +93,8 @@ class RemaskGRPOConfig(GRPOConfig):
     Arguments of [`RemaskGRPOTrainer`]: TRL's `GRPOConfig` and what a decoding run adds.
 
     Of TRL's settings the groups, rewards, clipping (`epsilon`, `epsilon_high`), schedule and logging apply. Those that
-    mean left-to-right sampling or a reference model are refused; `loss_type` and `importance_sampling_level` are not
-    read, the loss is that of [`RemaskGRPOTrainer`].
+    mean left-to-right sampling, a reference model or another loss (`loss_type`, `importance_sampling_level`) are
+    refused: the loss is that of [`RemaskGRPOTrainer`]. So are processes that share the weights (FSDP, ZeRO-3).
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "decoding"]
@@ -99,9 +113,10 @@ class RemaskGRPOConfig(GRPOConfig):
         },
     )
     greedy_last_step: bool = field(
-        default=False,
+        default=True,
         metadata={
-            "help": "Take the best tokens in the last step of each block's schedule: it then contributes nothing."
+            "help": "RemeDi: in the last step of a block, which keeps every position, take the best tokens. It is "
+            "deterministic then and contributes nothing, as in the paper. False draws its tokens and trains them."
         },
     )
     pairs_per_forward: int = field(
@@ -113,7 +128,7 @@ class RemaskGRPOConfig(GRPOConfig):
     )
     reward_seconds: float | None = field(
         default=120.0,
-        metadata={"help": "How long a reward may take over a batch before its completions count as not scored."},
+        metadata={"help": "How long a reward may take over a batch; what is not done by then counts as not scored."},
     )
     ratio_level: str = field(
         default="step",
@@ -131,6 +146,15 @@ class RemaskGRPOConfig(GRPOConfig):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}: Remask RL has no use for it. Leave it out ({off!r})."
                 )
+        for name in sorted(name for name in _DEFAULTS if name in _UNREAD or name.startswith("vllm_")):
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but nothing in Remask RL reads it: leave it out "
+                    f"({_DEFAULTS[name]!r})."
+                )
+        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true", "yes")
+        if self.fsdp or launched or getattr(self.deepspeed_plugin, "zero_stage", 0) == 3:
+            refuse_spread_weights()
         if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}: rollouts are drawn, pass one above 0.")
         for name in ("pairs_per_forward", "loss_steps"):
@@ -139,6 +163,16 @@ class RemaskGRPOConfig(GRPOConfig):
                 raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
         if self.ratio_level not in ("step", "choice"):
             raise ValueError(f"`ratio_level` is {self.ratio_level!r}: pass 'step' or 'choice'.")
+        refuse_pickled_states(self)
+
+
+def refuse_spread_weights() -> None:
+    """The error for weights that are spread over processes."""
+    raise ValueError(
+        "the weights are spread over processes (FSDP, DeepSpeed ZeRO-3), but each process decodes its own rows, in as "
+        "many forward passes as they take, and all would have to gather the weights as often: launch with DDP or "
+        "ZeRO-2, and train an adapter where memory is short."
+    )
 
 
 def clipped_objective(
@@ -173,7 +207,7 @@ def clipped_objective(
     return torch.where(drawn, each, 0.0).sum(-1), over.sum().float(), drawn.sum().float()
 
 
-class RemaskGRPOTrainer(GRPOTrainer):
+class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
     """
     GRPO over decoding runs: a group of answers to each prompt, rewards of the final answers, and a loss over every
     choice that the runs made.
@@ -183,8 +217,10 @@ class RemaskGRPOTrainer(GRPOTrainer):
 
         loss = - mean over rows of 1/steps * sum over steps of [ min(r A, clip(r) A) + min(r' A, clip(r') A) ]
 
-    without a KL term. The last step of RemeDi's schedule keeps every position, which has no probability to train; the
-    tokens drawn there have one (`greedy_last_step` takes the best ones instead).
+    without a KL term. The last step of a block in RemeDi's schedule keeps every position, K = B, and takes the best
+    token for each mask that is left: deterministic, as the paper has it, it contributes no log-probability. What it
+    writes is what decoding without chance would write there; on the tests' model the reward rises as fast either way,
+    so that there is no reason to depart (`greedy_last_step=False` does). RM has no such step: its revision goes on.
 
     Rows of the dataset have `prompt`, as in TRL, a text or a conversation, which gets `max_completion_length` masks to
     fill; or also `input_ids`, a canvas of tokens, with `editable_mask`, what may change in it (by default its masks).
@@ -231,8 +267,13 @@ class RemaskGRPOTrainer(GRPOTrainer):
         model = load_model(model, args.model_init_kwargs, RemeDiForMaskedDiffusion)
         args.model_init_kwargs = None  # used up: GRPOTrainer would warn
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.decoding = _decoding(own, args)
+        self.decoding = rollout_decoding(own, args)
         self._check_rows(train_dataset, own)
+        if train_dataset is not None:  # TRL has words for that
+            check_rollouts(own, self.decoding, train_dataset, args)
+        rewards = _contained(reward_funcs, args.reward_seconds)
+        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+            check_rewards(rewards, dataset)
         had_forward, text_config = "forward" in vars(own), own.config.get_text_config()
         padding = getattr(text_config, "pad_token_id", None)
         if processing_class.pad_token is None and processing_class.eos_token is None:
@@ -241,7 +282,7 @@ class RemaskGRPOTrainer(GRPOTrainer):
             processing_class.pad_token = processing_class.mask_token or processing_class.unk_token
         super().__init__(
             model=prepare_for_training(model, peft_config),
-            reward_funcs=_contained(reward_funcs, args.reward_seconds),
+            reward_funcs=rewards,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -272,6 +313,14 @@ class RemaskGRPOTrainer(GRPOTrainer):
             raise ValueError(
                 "the dataset's `input_ids` have no masks and there is no `editable_mask`: nothing in them may change."
             )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers; a ValueError where the weights are spread over processes."""
+        super().create_accelerator_and_postprocess()
+        kind, state = self.accelerator.distributed_type, self.accelerator.state
+        zero = getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0)
+        if kind == DistributedType.FSDP or zero == 3:
+            refuse_spread_weights()
 
     # Rollouts
 
@@ -361,30 +410,26 @@ class RemaskGRPOTrainer(GRPOTrainer):
             sums = self.accelerator.reduce(sums, reduction="sum")
             self._metrics[mode][f"clip_ratio/{name}"].append((sums[0] / sums[1].clamp(min=1)).item())
             self._metrics[mode][f"surprise/{name}"].append((sums[2] / sums[3].clamp(min=1)).item())
-        if self.args.loss_steps is not None:
-            # A few steps stand for all.
-            total = total * steps / steps.clamp(max=self.args.loss_steps)
-        loss = -(total / steps).mean()
+        # With `loss_steps` a few steps stand for all.
+        loss = -(now.weight * total / steps).mean()
         return loss / (self.current_gradient_accumulation_steps if mode == "train" else 1)
 
     # Checkpoints
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As [`MaskedTrainer`]: whole weights are read as `from_pretrained` reads them, and none may be missing."""
-        if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            replace_pickled_arguments(self.args, output_dir)
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None beside a checkpoint: a repository's card is written as it is pushed, by `hf_rm.hub`."""
 
 
-def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
-    """The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`."""
+def rollout_decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
+    """
+    The rollouts' settings: the model's own, its preset's where it has none, and those of `decoding`.
+
+    Raises:
+        ValueError: for settings under which a run has no probability, or that another argument says.
+    """
     own = getattr(model, "generation_config", None)
     config = own if isinstance(own, ReflectiveGenerationConfig) else ReflectiveGenerationConfig()
-    changes = dict(args.decoding or {}) if not isinstance(args.decoding, str) else {}
+    changes: dict[str, Any] = dict(args.decoding or {})  # type: ignore[arg-type]  # JSON was read by now
     for name in ("temperature", "max_new_tokens"):
         if name in changes:
             raise ValueError(
@@ -393,6 +438,33 @@ def _decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGenerationConfig:
     config = config.updated(**changes, temperature=args.temperature)
     check_rollout_config(model, config)
     return config
+
+
+def check_rollouts(model: Any, config: ReflectiveGenerationConfig, dataset: Any, args: RemaskGRPOConfig) -> None:
+    """
+    Raise the ValueError that the first rollout would, without a forward pass: too few steps for the blocks, blocks
+    that are not the attention's, a cache that the model cannot have.
+
+    Args:
+        model: what has `generate_reflective`; its weights need not be there.
+        config: of [`rollout_decoding`].
+        dataset (`Dataset`): as the trainer has it; its first row stands for all.
+        args ([`RemaskGRPOConfig`]): of the training.
+    """
+    row, editable = next(iter(dataset)), None
+    if "input_ids" in row:
+        canvas = torch.tensor([row["input_ids"]])
+        editable = None if row.get("editable_mask") is None else torch.tensor([row["editable_mask"]])
+    else:
+        # How a prompt is tokenized is TRL's affair: one token in its place.
+        canvas = torch.tensor([[int(model.config.mask_token_id == 0)]])
+        config = config.updated(max_new_tokens=args.max_completion_length)
+    steps = int(check_decoding(model, config, canvas, editable).max())
+    if steps == 1 and config.reveal == "policy" and args.greedy_last_step:
+        raise ValueError(
+            f"`steps` is {config.steps}, one for each block, and the last step of a block is deterministic: nothing "
+            "would be drawn. Pass more steps, or greedy_last_step=False."
+        )
 
 
 def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGRPOConfig) -> DrawSettings:
@@ -422,51 +494,7 @@ def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGR
 
 
 def _contained(reward_funcs: Any, seconds: float | None) -> list[Any]:
-    """Rewards that cannot end the run; models and coroutines are TRL's business."""
+    """Rewards that cannot end the run; models are TRL's business."""
     listed = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-    plain = lambda f: callable(f) and not isinstance(f, nn.Module) and not is_async_callable(f)  # noqa: E731
+    plain = lambda f: callable(f) and not isinstance(f, nn.Module)  # noqa: E731
     return [contained(reward, seconds) if plain(reward) else reward for reward in listed]
-
-
-def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
-    """The tokens at which a decoding run stops, none where it does not."""
-    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
-    return [] if ends is None else ends.tolist()
-
-
-def greedy_answers(
-    model: Any, rows: list[dict[str, Any]], processing_class: Any, args: RemaskGRPOConfig, batch_size: int = 32
-) -> tuple[list[list[int]], dict[str, list[int]]]:
-    """
-    What a model writes without chance, decoded as in the rollouts.
-
-    Args:
-        model: RM or RemeDi.
-        rows (`list[dict]`): as the trainer's dataset has them.
-        processing_class: the tokenizer.
-        args ([`RemaskGRPOConfig`]): of the training.
-        batch_size (`int`): rows decoded at once.
-
-    Returns:
-        the answers' tokens; forwards and re-masks of each row.
-    """
-    canvases, marked = "input_ids" in rows[0], "editable_mask" in rows[0]
-    new = {} if canvases else {"max_new_tokens": args.max_completion_length}
-    config = _decoding(model, args).updated(temperature=0.0, **new)
-    ends, device = stop_tokens(model, config), next(model.parameters()).device
-    found: list[list[int]] = []
-    counts: dict[str, list[int]] = {"num_forwards": [], "num_remasks": []}
-    with evaluating(model):
-        for begin in range(0, len(rows), batch_size):
-            part = rows[begin : begin + batch_size]
-            ids = [row["input_ids"] if canvases else processing_class(row["prompt"])["input_ids"] for row in part]
-            masks = [row["editable_mask"] for row in part] if marked else None
-            batch = left_padded(ids, masks, device)
-            output = model.generate_reflective(*batch, generation_config=config)
-            editable = torch.ones_like(output.sequences, dtype=torch.bool)
-            known = batch[2] if batch[2] is not None else batch[0] == model.config.mask_token_id
-            editable[:, : known.shape[1]] = known
-            found += written_answers(output.sequences, editable, ends)
-            for name, values in counts.items():
-                values += getattr(output, name).tolist()
-    return found, counts

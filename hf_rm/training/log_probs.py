@@ -41,12 +41,14 @@ class ChoiceLogProbs:
         positions: of drawn positions (each given those before it), or of keeping or re-masking a visible token.
         tokens: of tokens drawn for masks.
         positions_drawn, tokens_drawn (bool): where there was such a choice, in a step that was looked at.
+        weight (`Tensor` (B,)): how many steps of its row a step that was looked at stands for; 1 where all were.
     """
 
     positions: Tensor
     tokens: Tensor
     positions_drawn: Tensor
     tokens_drawn: Tensor
+    weight: Tensor
 
 
 def plackett_luce(scores: Tensor, order: Tensor, drawn: Tensor) -> Tensor:
@@ -158,7 +160,6 @@ def choice_log_probs(
     extra = rows.new_zeros(max(at_least(count), 1) - count)
     rows, steps = torch.cat((rows, extra)), torch.cat((steps, extra))
     counts = torch.arange(len(rows), device=rows.device) < count
-    shape = trajectory.choices.shape
     found = []
     for part in torch.arange(len(rows), device=rows.device).split(settings.pairs_per_forward):
         build = _all_blocks if settings.by_block else _one_step
@@ -177,7 +178,8 @@ def choice_log_probs(
         flags[where[drawn]] = True
         put = values.new_zeros(shape.numel()).index_put((where[drawn],), values[drawn])
         dense.append((put.view(shape) + nothing, flags.view(shape)))
-    return ChoiceLogProbs(dense[0][0], dense[1][0], dense[0][1], dense[1][1])
+    weight = _weights(trajectory, blocks, settings)
+    return ChoiceLogProbs(dense[0][0], dense[1][0], dense[0][1], dense[1][1], weight)
 
 
 @dataclass(frozen=True)
@@ -225,19 +227,43 @@ class _Blocks:
 
 def pairs(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> tuple[Tensor, Tensor]:
     """
-    (k,) rows and (k,) steps to look at: all that a row took (of its longest block, with `by_block`), or a few.
+    (k,) rows and (k,) steps to look at: all in which something was drawn, or a few of them.
 
-    Which few depends on the row's answer alone: the same before and after an update and wherever the row stands.
+    With `by_block` steps are counted in each block, and a look sees that step of every block. Which few depends on the
+    row's answer alone: the same before and after an update and wherever the row stands.
     """
-    taken = blocks.count.amax(-1) if settings.by_block else trajectory.num_steps()
-    number = torch.arange(int(taken.max()), device=taken.device)
-    wanted = number < taken[:, None]
+    wanted = _looks(trajectory, blocks, settings)
     if settings.steps is not None:
         keys = LoopDetector(trajectory.states[:, -1]).seen[0] + settings.seed
+        number = torch.arange(wanted.shape[1], device=wanted.device)
         drawn = uniforms(keys, torch.zeros_like(keys), number.expand(len(keys), -1), 0)
         wanted &= drawn.masked_fill(~wanted, 2.0).argsort(-1).argsort(-1) < settings.steps
     rows, steps = wanted.nonzero(as_tuple=True)
     return rows, steps
+
+
+def _looks(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
+    """(B, I) bool: the looks at a row that see a choice, one a step, or (`by_block`) one a step of all its blocks."""
+    kept, member = trajectory.states[:, 1:] != settings.mask_token_id, trajectory.order >= 0
+    # Positions are drawn where some are kept and some are not; all of them, or none, is no draw.
+    drawn = (trajectory.choices > 0).any(-1) | (member & kept).any(-1) & (member & ~kept).any(-1)
+    if not settings.by_block:
+        return drawn
+    number = torch.arange(int(blocks.count.max()), device=drawn.device)
+    step = (blocks.first[..., None] + number).clamp(max=drawn.shape[1] - 1)
+    seen = drawn.gather(1, step.flatten(1)).view_as(step) & (number < blocks.count[..., None])
+    return seen.any(1)
+
+
+def _weights(trajectory: Trajectory, blocks: _Blocks, settings: DrawSettings) -> Tensor:
+    """
+    (B,) how many looks one that was taken stands for.
+
+    With `by_block` a look at step i sees that step of every block, and all i are drawn alike: so the share is that of
+    looks, not of steps, also where blocks differ in length.
+    """
+    every = _looks(trajectory, blocks, settings).sum(-1).clamp(min=1)
+    return torch.ones_like(every) if settings.steps is None else every / every.clamp(max=settings.steps)
 
 
 def _one_step(trajectory: Trajectory, blocks: _Blocks, rows: Tensor, steps: Tensor, settings: DrawSettings) -> _View:

@@ -13,10 +13,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -183,13 +186,21 @@ def prepare_for_training(model: PreTrainedModel, peft_config: Any) -> Any:
     """
     What a trainer trains: the model as it is, or with the adapter that `peft_config` describes.
 
+    All that is trained of an adapted model is kept in 32 bits ([`keep_in_full_precision`]).
+
     Raises:
         ValueError: see [`add_adapter`]; also for a quantised model without an adapter, and for an adapter that was
             loaded for inference: nothing would be trained.
     """
     if peft_config is not None:
-        return add_adapter(model, peft_config)
+        model = add_adapter(model, peft_config)
     if not is_adapted(model):
+        if any(parameter.requires_grad and parameter.dtype in _HALF for parameter in model.parameters()):
+            # Not cast: twice the memory is not ours to take.
+            logger.warning(
+                f"The model's own weights are trained in {model.dtype}: steps much smaller than a weight's last bit "
+                "are rounded away. Load it with dtype=float32 and pass bf16=True, or train an adapter."
+            )
         if _quantised_parts(model):
             raise ValueError(
                 "the model is quantised and `peft_config` is None: quantised weights cannot be trained. Pass a "
@@ -200,7 +211,47 @@ def prepare_for_training(model: PreTrainedModel, peft_config: Any) -> Any:
             "the model's adapter is frozen, nothing would be trained: load it with "
             "PeftModel.from_pretrained(model, folder, is_trainable=True)."
         )
+    else:
+        keep_in_full_precision(model)
     return model
+
+
+def keep_in_full_precision(model: nn.Module) -> None:
+    """
+    Cast what an adapted model trains in 16 bits to 32.
+
+    PEFT does so for its own layers, but not for modules that are trained and saved whole, such as a policy stream: of
+    a weight near 1 the last bit in bfloat16 is 0.008, and an optimizer's step of 2e-5 would be rounded away. These
+    modules still fit into a network of 16 bits: without autocast they convert what they read and give.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for saved in module.modules_to_save.values():
+                dtypes = {parameter.dtype for parameter in saved.parameters() if parameter.requires_grad}
+                if len(dtypes) == 1 and (dtype := dtypes.pop()) in _HALF:
+                    saved.register_forward_pre_hook(_read_in_full_precision, with_kwargs=True)
+                    saved.register_forward_hook(partial(_give_as, dtype))
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in _HALF:
+            parameter.data = parameter.data.float()
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _read_in_full_precision(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    device = next(module.parameters()).device.type
+    return None if torch.is_autocast_enabled(device) else tree_map(_as(torch.float32), (args, kwargs))
+
+
+def _give_as(dtype: torch.dtype, module: nn.Module, args: Any, output: Any) -> Any:
+    return tree_map(_as(dtype), output)
+
+
+def _as(dtype: torch.dtype) -> Any:
+    return lambda value: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -107,6 +107,25 @@ class LossParts:
         return logs
 
 
+def right_context(input_ids: Tensor, labels: Tensor, mask_token_id: int) -> Tensor:
+    """
+    (B, N) weights: 0 at the masks of a row that shows a wrong token, elsewhere 1.
+
+    What such a mask should become is what the whole sequence asks for, whatever stands beside it: to be learnt from
+    there is mistrust of the page, and less of a mind of its own. A row's wrong tokens are to be taken back first.
+
+    Example:
+        >>> import torch
+        >>> state, labels = torch.tensor([[0, 5, 6], [0, 5, 6]]), torch.tensor([[4, 5, 0], [4, 5, 6]])
+        >>> right_context(state, labels, mask_token_id=0)
+        tensor([[0., 1., 1.],
+                [1., 1., 1.]])
+    """
+    masked = input_ids == mask_token_id
+    wrong = (labels == mask_token_id) & ~masked
+    return torch.where(masked & wrong.any(-1, keepdim=True), 0.0, 1.0)
+
+
 def token_probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """
     Probability of one token a position, (K, V) and (K,) to (K,) in float32.

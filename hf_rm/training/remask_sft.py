@@ -16,10 +16,12 @@ from ..configuration_rm import blocks_from_answer
 from ..corruption import Proposal
 from ..corruption.oracle import IGNORE_INDEX
 from ..corruption.remask import CLEAN, GROUP_NAMES, MASKED, RemaskSFTCollator
+from ..generation_config_rm import ReflectiveGenerationConfig
 from ..remedi_rm import RemeDiForMaskedDiffusion
 from .arguments import MaskedTrainingArguments
 from .base import MaskedTrainer, load_model
 from .data import collator_settings, uniform_proposal
+from .rollouts import stop_tokens
 
 
 @dataclass
@@ -114,7 +116,9 @@ class RemaskSFTTrainer(MaskedTrainer):
 
     The loss of a row of L supervised positions is -(L / masks) sum log p(x*) over the masks plus `policy_weight` times
     the sum of the policy's binary cross-entropies; that of a batch is the sum over its rows, divided by all their L.
-    A model whose attention goes by blocks learns one block at a time, in the context it is decoded in. No history.
+    A model whose attention goes by blocks learns one block at a time, in the context it is decoded in (clean blocks
+    before it, nothing behind it), of those that decoding reaches: none behind an end token where it stops at one. No
+    history.
 
     Logs, besides the loss, `loss_token` and `loss_policy`, and for each of the three groups (clean, incorrect, masked)
     `loss_policy_*` and `confidence_*`, the mean of sigmoid(h).
@@ -233,7 +237,7 @@ def build_remask_collator(
     Raises:
         ValueError: for a model whose attention goes by blocks that are not counted from the answer.
     """
-    config = model.config
+    config, decoding = model.config, getattr(model, "generation_config", None)
     if config.attention_block_length is not None and not blocks_from_answer(config):
         raise ValueError(
             f"`attention_block_length` is {config.attention_block_length} with blocks counted from the start of the "
@@ -244,4 +248,5 @@ def build_remask_collator(
         proposal=uniform_proposal(model) if proposal is None else proposal,
         incorrect_rate=args.incorrect_rate,
         block_length=config.attention_block_length,
+        stop_token_ids=stop_tokens(model, decoding) if isinstance(decoding, ReflectiveGenerationConfig) else (),
     )

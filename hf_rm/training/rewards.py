@@ -6,13 +6,15 @@ one that hangs, raises or has nothing to say from ending a training run ([`conta
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import wraps
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
+from inspect import iscoroutinefunction
 from typing import Any, Literal
 
 from transformers.utils import logging
@@ -33,6 +35,10 @@ class MissingColumnError(ValueError):
     """A reward needs a column that the dataset does not have: no matter of one answer."""
 
 
+class _WrongLengthError(ValueError):
+    """Not one reward for each completion."""
+
+
 class _Overdue(BaseException):
     """Not an Exception: a reward that catches those still ends."""
 
@@ -41,14 +47,16 @@ def contained(reward: Reward, seconds: float | None = 30.0) -> Reward:
     """
     A reward that cannot end a training run.
 
-    Completions for which nothing is known get None, which TRL takes for "not scored": they have no advantage and do
-    not count in their group's mean. That is so for each that got None, a NaN, an infinity or no number at all, for
-    each that the reward raises on (after an error it is called with one completion at a time), and for all completions
-    of a call that takes too long.
+    Completions for which nothing is known get None, which TRL takes for "not scored": one that no reward scores has no
+    advantage and does not count in its group's mean; where others score it, TRL's sum of the rewards takes what is
+    missing for 0. So it is for each that got None, a NaN, an infinity or no number at all, for each that the reward
+    raises on, and for each that takes too long: a call that raised, or did not end in three quarters of the time, is
+    followed by one for each single completion, and what is left of the time is shared out among these.
 
     Args:
-        reward (`Callable`): in TRL's form.
-        seconds (`float`, *optional*): how long a call may take; None for as long as it likes.
+        reward (`Callable`): in TRL's form; it may be a coroutine function (one that blocks its loop cannot be ended).
+        seconds (`float`, *optional*): how long all calls for a batch may take together; None for as long as they like.
+            Outside of the main thread what takes too long is left behind in a thread of its own.
 
     Raises:
         ValueError: for a limit that is not positive; and, from a call, for the wrong number of rewards or a missing
@@ -63,32 +71,120 @@ def contained(reward: Reward, seconds: float | None = 30.0) -> Reward:
     if seconds is not None and not seconds > 0:
         raise ValueError(f"`seconds` is {seconds!r}: pass a positive number, or None for no limit.")
     name = getattr(reward, "__name__", type(reward).__name__)
-
-    @wraps(reward)
-    def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        count = len(completions)
-        try:
-            given = list(_within(seconds, lambda: reward(prompts=prompts, completions=completions, **columns)))
-        except (MissingColumnError, SandboxUnavailableError):
-            raise
-        except _Overdue:
-            logger.warning(f"The reward {name} took more than {seconds} s: {count} completions are not scored.")
-            return [None] * count
-        except Exception as error:
-            if count > 1:
-                rows = [_row(number, count, columns) for number in range(count)]
-                return [call(prompts[i : i + 1], completions[i : i + 1], **row)[0] for i, row in enumerate(rows)]
-            logger.warning(f"The reward {name} raised {error!r}: a completion is not scored.")
-            return [None]
-        if len(given) != count:
-            raise ValueError(
-                f"The reward {name} returned {len(given)} values for {count} completions: return one for each, None "
-                "where there is nothing to say."
-            )
-        return [_number(value) for value in given]
-
+    wrap = _contained_coroutine if _is_coroutine(reward) else _contained_function
+    call = wrap(reward, seconds, name)
     call.__name__ = name
     return call
+
+
+_WHOLE_SHARE = 0.75  # of the time for the whole batch; the rest is kept for its single completions
+# Everything else is contained, also what is no Exception: math-verify's timeout is none.
+_FATAL = (
+    MissingColumnError,
+    SandboxUnavailableError,
+    _WrongLengthError,
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+)
+
+
+def _contained_function(reward: Reward, seconds: float | None, name: str) -> Any:
+    @wraps(reward)
+    def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        left = _time_left(seconds)
+
+        def score(part: slice, limit: float | None, **own: Any) -> list[float | None]:
+            texts = completions[part]
+            given = _within(limit, lambda: list(reward(prompts=prompts[part], completions=texts, **own)))
+            return _one_each(given, len(texts), name)
+
+        count = len(completions)
+        try:
+            return score(slice(None), _share(left(), _WHOLE_SHARE if count > 1 else 1.0), **columns)
+        except _FATAL:
+            raise
+        except BaseException as error:
+            problem = error
+        found: list[float | None] = [None] * count
+        for number in range(count if count > 1 else 0):
+            limit = _share(left(), 1 / (count - number))
+            if limit == 0:
+                break
+            try:
+                found[number : number + 1] = score(slice(number, number + 1), limit, **_row(number, count, columns))
+            except _FATAL:
+                raise
+            except BaseException as error:
+                problem = error
+        _warn(name, problem, found, seconds)
+        return found
+
+    return call
+
+
+def _contained_coroutine(reward: Any, seconds: float | None, name: str) -> Any:
+    @wraps(reward)
+    async def call(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        left, count = _time_left(seconds), len(completions)
+        problems: list[BaseException] = []
+
+        async def score(part: slice, limit: float | None, **own: Any) -> list[float | None] | None:
+            texts = completions[part]
+            try:
+                given = await asyncio.wait_for(reward(prompts=prompts[part], completions=texts, **own), limit)
+            except (*_FATAL, asyncio.CancelledError):
+                raise
+            except BaseException as error:
+                problems.append(_Overdue() if isinstance(error, TimeoutError) else error)
+                return None
+            return _one_each(list(given), len(texts), name)
+
+        whole = await score(slice(None), _share(left(), _WHOLE_SHARE if count > 1 else 1.0), **columns)
+        if whole is not None:
+            return whole
+        found: list[float | None] = [None] * count
+        if count > 1:  # side by side: each has all the time that is left
+            rows = [(slice(i, i + 1), _row(i, count, columns)) for i in range(count)]
+            each = await asyncio.gather(*(score(part, left(), **row) for part, row in rows))
+            found = [None if one is None else one[0] for one in each]
+        _warn(name, problems[-1], found, seconds)
+        return found
+
+    return call
+
+
+def _is_coroutine(reward: Any) -> bool:
+    while isinstance(reward, partial):
+        reward = reward.func
+    return iscoroutinefunction(reward) or iscoroutinefunction(getattr(reward, "__call__", None))  # noqa: B004
+
+
+def _time_left(seconds: float | None) -> Callable[[], float | None]:
+    """Seconds until this moment's limit is over, 0 behind it; None without one."""
+    if seconds is None:
+        return lambda: None
+    end = time.monotonic() + seconds
+    return lambda: max(0.0, end - time.monotonic())
+
+
+def _share(left: float | None, share: float) -> float | None:
+    return None if left is None else left * share
+
+
+def _one_each(given: list[Any], count: int, name: str) -> list[float | None]:
+    if len(given) != count:
+        raise _WrongLengthError(
+            f"The reward {name} returned {len(given)} values for {count} completions: return one for each, None where "
+            "there is nothing to say."
+        )
+    return [_number(value) for value in given]
+
+
+def _warn(name: str, problem: BaseException, found: list[float | None], seconds: float | None) -> None:
+    missing = found.count(None)
+    what = f"took more than its share of {seconds} s" if isinstance(problem, _Overdue) else f"raised {problem!r}"
+    logger.warning(f"The reward {name} {what}: {missing} of {len(found)} completions are not scored.")
 
 
 def _row(number: int, count: int, columns: dict[str, Any]) -> dict[str, Any]:
@@ -103,9 +199,17 @@ def _within(seconds: float | None, run: Callable[[], Any]) -> Any:
     """The result of `run`, or `_Overdue`."""
     if seconds is None:
         return run()
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        with _alarm(seconds):
-            return run()
+    if hasattr(signal, "pthread_kill") and threading.current_thread() is threading.main_thread():
+        alarm = _Alarm(seconds)
+        try:
+            try:
+                alarm.start()
+                return run()
+            finally:
+                alarm.stop()
+        except _Overdue:
+            alarm.stop()  # it may have rung while it was stopped
+            raise
     box: list[Any] = []
 
     def work() -> None:
@@ -126,18 +230,44 @@ def _within(seconds: float | None, run: Callable[[], Any]) -> Any:
     return result
 
 
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    def ring(*args: Any) -> None:
-        raise _Overdue
+class _Alarm:
+    """
+    Raises `_Overdue` in the main thread after so many seconds, and again where that was not heard.
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    No timer of the process, of which there is one: math-verify sets it for itself and switches it off afterwards. A
+    thread sends the signal, again and again: while math-verify has its own handler there, that one would hear it.
+    """
+
+    again = 0.05
+    """Seconds between two signals; an exception takes ten times as long to be raised once more."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.over = seconds, threading.Event()
+        self.due = time.monotonic() + seconds
+        self.thread = threading.Thread(target=self._send, daemon=True)
+        self.before: Any = None
+
+    def start(self) -> None:
+        self.before = signal.signal(signal.SIGALRM, self._ring)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.over.set()
+        if self.thread.is_alive():
+            self.thread.join()
+        signal.signal(signal.SIGALRM, self.before)
+
+    def _send(self) -> None:
+        wait = self.seconds
+        while not self.over.wait(wait):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            wait = self.again
+
+    def _ring(self, *args: Any) -> None:
+        now = time.monotonic()
+        if not self.over.is_set() and now >= self.due:
+            self.due = now + 10 * self.again
+            raise _Overdue
 
 
 def _number(value: Any) -> float | None:
@@ -159,6 +289,43 @@ def completion_text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     return "".join(message["content"] for message in completion if isinstance(message.get("content"), str))
+
+
+def check_rewards(rewards: Iterable[Any], dataset: Any) -> None:
+    """
+    Raise now, before anything is trained, for a column that is missing, and for a right answer that cannot be one.
+
+    Args:
+        rewards: of this module, contained or not; others are not asked.
+        dataset (`Dataset` or list of `dict`): what they will read; one that is made as it is read is left alone.
+
+    Raises:
+        MissingColumnError: for a column that a reward reads and no row has.
+        ValueError: for an answer that nothing can equal.
+
+    Example:
+        >>> check_rewards([math_reward(method="numeric")], [{"prompt": "", "answer": "seven"}])
+        Traceback (most recent call last):
+        ...
+        ValueError: row 0 of the dataset: gold is 'seven', which is no number; use method='math-verify'.
+    """
+    for reward in rewards:
+        reads, check = getattr(reward, "reads", None), getattr(reward, "check_value", None)
+        if reads is None or not hasattr(dataset, "__len__"):
+            continue
+        names = getattr(dataset, "column_names", None) or list(dataset[0] if len(dataset) else {reads: None})
+        _column(dict.fromkeys(names, ()), reads, getattr(reward, "__name__", str(reward)))
+        for number, row in enumerate(dataset if check is not None else ()):
+            try:
+                check(row[reads])  # type: ignore[misc]
+            except ValueError as error:
+                raise ValueError(f"row {number} of the dataset: {error}") from error
+
+
+def _reading(reward: Any, column: str, check: Callable[[Any], Any] | None = None) -> Any:
+    """A reward that says which column it reads, and what its values have to pass: see [`check_rewards`]."""
+    reward.reads, reward.check_value = column, check
+    return reward
 
 
 def _column(columns: dict[str, Any], name: str, reward: str) -> Sequence[Any]:
@@ -210,7 +377,7 @@ def sudoku_reward(kind: Literal["valid", "exact", "conflicts"] = "exact", column
         return [score(completion_text(text), solution) for text, solution in zip(completions, right, strict=True)]
 
     reward.__name__ = f"sudoku_{kind}"
-    return reward
+    return _reading(reward, column) if kind == "exact" else reward
 
 
 def math_reward(
@@ -248,7 +415,7 @@ def math_reward(
             logger.warning(f"The answer to be compared with {right!r} is not scored: {error!r}")
             return None
 
-    return math_answer
+    return _reading(math_answer, column, lambda right: answers_equal(None, str(right), method))
 
 
 def code_reward(
@@ -285,7 +452,7 @@ def code_reward(
         code = extract_code(text, before or "", names[-1] if names else None)
         return float(run_code(code, source, entry_points=names or None, **settings).passed)
 
-    return code_passes
+    return _reading(code_passes, tests)
 
 
 def format_reward(pattern: str, weight: float = 1.0) -> Reward:

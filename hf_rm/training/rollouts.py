@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..configuration_rm import blocks_from_answer
-from ..generation_canvas_rm import Canvas, build_canvas, check_inputs, check_length
+from ..generation_canvas_rm import Canvas
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_denoiser_rm import Denoised
 from ..generation_output_rm import ReflectiveOutput
 from ..generation_revision_rm import ReflectiveRevision, Revision
-from ..generation_rm import _attention_blocks, _check_policy, _DenoisingLoop
+from ..generation_rm import _check_policy, _DenoisingLoop, begin_canvas
 from ..generation_rows_rm import Rows, put
 from ..generation_rules_rm import DenoisingStep, RevealRule, remask_advantage
+from ..generation_sampler_rm import end_tokens
 
 NO_CHOICE, TOKEN, REVISION = 0, 1, 2
 
@@ -108,7 +108,7 @@ def roll_out(
         model (`RMForMaskedDiffusion`): RM or RemeDi.
         config ([`ReflectiveGenerationConfig`]): checked by [`check_rollout_config`].
         input_ids, attention_mask, editable_mask: as for `generate_reflective`.
-        greedy_last_step (`bool`): take the best tokens in the last step of each block's schedule.
+        greedy_last_step (`bool`): with a learned policy, take the best tokens in the last step of each block.
         generator (`torch.Generator` or one a row, *optional*): seeds each row's numbers; by default torch's own.
 
     Returns:
@@ -118,11 +118,7 @@ def roll_out(
         ValueError: for arguments that cannot work, before the first forward pass.
     """
     check_rollout_config(model, config)
-    mask_token_id = model._resolve_mask_token_id(config)
-    input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
-    check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
-    blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
-    canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
+    canvas, mask_token_id = begin_canvas(model, config, input_ids, attention_mask, editable_mask)
     config = config.updated(output_trajectory=True)
     loop = _Rollout(model, config, canvas, mask_token_id, generator, greedy_last_step)
     output = loop.run(None, False)
@@ -167,6 +163,12 @@ def written_answers(sequences: Tensor, editable: Tensor, ends: Iterable[int] = (
         end = next((place for place, token in enumerate(answer) if token in last), len(answer))
         found.append(answer[: end + 1])
     return found
+
+
+def stop_tokens(model: Any, config: ReflectiveGenerationConfig) -> list[int]:
+    """The tokens at which a decoding run stops, none where it does not."""
+    ends = end_tokens(model, config, torch.device("cpu")) if config.stop_at_eos else None
+    return [] if ends is None else ends.tolist()
 
 
 def check_rollout_config(model: Any, config: ReflectiveGenerationConfig) -> None:
@@ -268,8 +270,8 @@ class _Rollout(_DenoisingLoop):
         return step
 
     def _last(self, step: DenoisingStep) -> Tensor:
-        """(b,) bool: the last step of the schedule of the active block."""
-        return (step.schedule.step == step.schedule.steps - 1) & self.reveal.follows_schedule
+        """(b,) bool: the last step of the active block in a learned policy's schedule, in which it keeps all of it."""
+        return (step.schedule.step == step.schedule.steps - 1) & (self.config.reveal == "policy")
 
     def _apply(self, rows: Rows, window: Tensor | None, step: DenoisingStep, reveal: Tensor, revised: Tensor) -> None:
         drawn = reveal & ~(self._last(step)[:, None] & self.greedy_last_step)

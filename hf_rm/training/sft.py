@@ -53,7 +53,8 @@ class MaskedSFTCollator(KeyedCollator):
             "labels": target_ids.masked_fill(~masked, IGNORE_INDEX),
             "attention_mask": torch.from_numpy(real.astype("int64")),
             "editable_mask": torch.from_numpy(editable),
-            "loss_weights": torch.from_numpy(1 / rate).float().expand_as(masked),
+            # Memory of its own for each row: what is merely expanded cannot be pinned for a GPU.
+            "loss_weights": torch.from_numpy(1 / rate).float().expand_as(masked).contiguous(),
         }
 
 

@@ -25,8 +25,9 @@ from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
 from .data import collator_settings, uniform_proposal
-from .losses import LossParts, clipped_cross_entropy, reveal_weights, token_probability
+from .losses import LossParts, clipped_cross_entropy, reveal_weights, right_context, token_probability
 from .mask_row import fit_mask_row, own_head
+from .stages import Clock
 
 
 class RMTrainer(MaskedTrainer):
@@ -96,11 +97,14 @@ class RMTrainer(MaskedTrainer):
             )
         self.pools = self._make_pools(embedding_width(model.config.text_config))
         self.loss_parts = LossParts()
+        self.part_seconds: dict[str, dict[str, float]] = {}  # what the fit of the mask row took
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """As in transformers; from here on the head counts as one that has learned to predict the mask."""
         if self.args.mask_row_batches and not (resume_from_checkpoint or self.model.config.trained_to_remask):
+            clock = Clock()
             self._fit_mask_row()
+            self.part_seconds["mask_row"] = clock.seconds
         self.model.config.trained_to_remask = True
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -162,6 +166,8 @@ class RMTrainer(MaskedTrainer):
         weights = inputs["loss_weights"].flatten() if "loss_weights" in inputs else 1.0
         if self.args.reveal_weights == "inverse":
             weights = weights * reveal_weights(inputs["input_ids"], labels, self.mask_token_id).flatten()
+        if self.args.reveal_context == "right":
+            weights = weights * right_context(inputs["input_ids"], labels, self.mask_token_id).flatten()
         loss = self._normalise((per_position * weights).sum(), labels, num_items_in_batch)
         if model.training:
             self.loss_parts.add(inputs["input_ids"], labels, best, per_position, self.mask_token_id)

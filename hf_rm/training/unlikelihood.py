@@ -22,7 +22,12 @@ def unlikelihood(logits: Tensor, positions: Tensor, mask_token_id: int) -> Tenso
         >>> round(unlikelihood(logits, torch.tensor([[True, False]]), mask_token_id=0).exp().item(), 4)
         4.0
     """
-    chosen = logits[positions].float()
-    others = torch.cat((chosen[:, :mask_token_id], chosen[:, mask_token_id + 1 :]), dim=-1).logsumexp(-1)
+    return mask_unlikelihood(logits[positions], mask_token_id).sum()
+
+
+def mask_unlikelihood(logits: Tensor, mask_token_id: int) -> Tensor:
+    """`-log(1 - p(M))` of every row of scores (k, V), in float32: (k,), what [`unlikelihood`] sums."""
+    scores = logits.float()
+    others = torch.cat((scores[:, :mask_token_id], scores[:, mask_token_id + 1 :]), dim=-1).logsumexp(-1)
     # 1 - p(M) is the share of the other tokens: log sigmoid of their advantage over the mask.
-    return F.softplus(chosen[:, mask_token_id] - others).sum()
+    return F.softplus(scores[:, mask_token_id] - others)

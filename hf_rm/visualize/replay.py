@@ -391,12 +391,12 @@ class _Decoder:
         if not hasattr(self.decode, "decode"):
             return str(self.decode(token_id))
         text = str(self.decode.decode([token_id]))
-        convert = getattr(self.decode, "convert_ids_to_tokens", None)
-        piece = convert(token_id) if convert is not None else None
-        # SentencePiece drops the space in front of a sequence's first word, and here every token is the first.
-        if isinstance(piece, str) and piece.startswith("\u2581") and not text.startswith(" "):
-            return " " + text
-        return text
+        if _SPECIAL.fullmatch(text):
+            return text
+        # A tokenizer may write a space before a word that is not the first of its sequence (SentencePiece, words), or
+        # mark a piece that is the first (WordPiece's ##): what a token adds behind itself is how it stands in a text.
+        twice = str(self.decode.decode([token_id, token_id]))
+        return twice.removeprefix(text) if twice.startswith(text) and twice != text else text
 
 
 def _plain(values: Any) -> Any:

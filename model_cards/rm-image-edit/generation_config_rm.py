@@ -251,11 +251,13 @@ class ReflectiveGenerationConfig(GenerationConfig):
         """
         A validated copy with some settings changed; unknown names are refused.
 
-        A new preset replaces what the old one and the defaults said, but not what was set by hand.
+        A new preset replaces what the old one and the defaults said, and a reveal or revision rule that was set by
+        hand, with its threshold: rules are what it is a name for. Other settings made by hand stay.
         """
-        values = {name: getattr(self, name) for name in DEFAULTS}
-        if changes.get("preset", self.preset) != self.preset:
-            values = self._by_hand()
+        values, preset = self._by_hand(), changes.get("preset", self.preset)
+        for rule in ("reveal", "revise"):
+            if preset != self.preset and rule in values and rule in PRESETS.get(str(preset), {}):
+                values = {name: value for name, value in values.items() if name not in (rule, f"{rule}_threshold")}
         return type(self)(**{**values, **changes})
 
     def _by_hand(self) -> dict[str, Any]:

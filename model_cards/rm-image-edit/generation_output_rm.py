@@ -36,8 +36,9 @@ class ReflectiveOutput(ModelOutput):
 
     Attributes:
         sequences (`Tensor` of shape `(B, N)`, long): the final canvas, prompt included.
-        num_steps, num_forwards, num_reveals, num_remasks, num_edits (`Tensor`, long): steps taken, forward passes, and
-            how often a position was revealed, re-masked, or replaced outright.
+        num_steps, num_forwards, num_reveals, num_remasks, num_edits (`Tensor`, long): steps taken, forward passes (of
+            both branches of guidance, and one more where a finished block goes into the cache), and how often a
+            position was revealed, re-masked, or replaced outright.
         num_revision_rounds (`Tensor`, long): steps that began without a mask, or after the reveal schedule. All
             others are reveals, at most `steps` of them.
         converged (`Tensor`, bool): whether the row ended because nothing was left to do, rather than at a limit.

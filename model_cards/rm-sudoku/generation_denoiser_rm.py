@@ -67,6 +67,7 @@ class Denoiser:
         )
         # An earlier block that may still be revised is not finished: a frozen memory would hide the revision.
         self.revisits = config.revise_scope == "all"
+        self.forwards = torch.zeros_like(canvas.ids[:, 0])
         if self.scale != 1.0:
             _check_guidance(canvas)
         self.cache: BlockCache | None = None
@@ -77,14 +78,17 @@ class Denoiser:
                 branches = 1 if self.scale == 1.0 else 2
                 self.cache = BlockCache(canvas, block_length, branches, blocks_from_answer(model.config))
 
-    @property
-    def forwards_per_step(self) -> int:
-        return 1 if self.scale == 1.0 else 2
-
     def __call__(self, rows: Rows, window: Tensor | None) -> Denoised:
-        """Scores at the window's positions (b, A), or everywhere; the rows' histories move on."""
+        """
+        Scores at the window's positions (b, A), or everywhere; the rows' histories move on.
+
+        `forwards` (b,) is then how many forward passes each row took part in, one for a block that was committed to
+        the cache included.
+        """
+        branches = 1 if self.scale == 1.0 else 2
+        self.forwards = torch.full_like(rows.block, branches)
         if self.cache is not None:
-            self._commit(rows)
+            self.forwards += branches * self._commit(rows)
         conditional, rows.history = self._branch(rows, rows.ids, rows.history, window, 0)
         if self.scale == 1.0:
             return conditional
@@ -144,12 +148,12 @@ class Denoiser:
         after = None if history is None else _history_put(history, places, result.history)
         return result, after
 
-    def _commit(self, rows: Rows) -> None:
-        """Rows that have just begun a block: the one before it as it ended goes into the cache."""
+    def _commit(self, rows: Rows) -> Tensor:
+        """(b,) bool, rows that have just begun a block: the one before it as it ended goes into the cache."""
         assert self.cache is not None
         begun = (rows.block > 0) & (rows.block_step == 0) & ~rows.done
         if not self.cache.filled[0] or not bool(begun.any()):
-            return
+            return torch.zeros_like(begun)
         before = rows.block - 1
         some, which = rows.select(begun), self.cache
         self.cache = which.part(begun)
@@ -164,6 +168,7 @@ class Denoiser:
         finally:
             which.write_back(self.cache, begun)
             self.cache = which
+        return begun
 
     def _finished(self, rows: Rows) -> Tensor:
         """(b, N) bool: blocks whose last state has joined the memory."""

@@ -163,15 +163,9 @@ class ReflectiveGenerationMixin:
         if max_new_tokens is not None:
             kwargs["max_new_tokens"] = max_new_tokens
         config = self._resolve_generation_config(generation_config, kwargs)
-        mask_token_id = self._resolve_mask_token_id(config)
-        check_inputs(input_ids, attention_mask, editable_mask, config, self.config.vocab_size)
-        check_length(input_ids.shape[1] + (config.max_new_tokens or 0), self.config)
-        _check_policy(self, config)
-        blocks = _attention_blocks(self.config, config)
         self._warn_of_untrained_head(config)
         # 2. the canvas
-        from_answer = blocks_from_answer(self.config)
-        canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
+        canvas, mask_token_id = begin_canvas(self, config, input_ids, attention_mask, editable_mask)
         # 3. the loop
         return _DenoisingLoop(self, config, canvas, mask_token_id, generator).run(streamer, progress_bar)
 
@@ -245,6 +239,41 @@ class ReflectiveGenerationMixin:
     def _resolve_mask_token_id(self, config: ReflectiveGenerationConfig) -> int:
         own = getattr(self.config, "mask_token_id", None)
         return check_mask_token(own if config.mask_token_id is None else config.mask_token_id, self.config.vocab_size)
+
+
+def begin_canvas(
+    model: Any,
+    config: ReflectiveGenerationConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    editable_mask: Tensor | None = None,
+) -> tuple[Canvas, int]:
+    """The canvas of a run and its mask; a ValueError for any argument that cannot work. No weights are needed."""
+    mask_token_id = model._resolve_mask_token_id(config)
+    check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
+    check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
+    _check_policy(model, config)
+    blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
+    canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
+    return canvas, mask_token_id
+
+
+def check_decoding(
+    model: Any, config: ReflectiveGenerationConfig, input_ids: Tensor, editable_mask: Tensor | None = None
+) -> Tensor:
+    """
+    Raise the ValueError that decoding these rows would, without a forward pass.
+
+    Args:
+        model: what has `generate_reflective`; its weights need not be there.
+        config, input_ids, editable_mask: as for `generate_reflective`.
+
+    Returns:
+        `Tensor` (B, blocks): the steps of each block's schedule.
+    """
+    canvas, mask_token_id = begin_canvas(model, config, input_ids, None, editable_mask)
+    # Its own generator: nobody's random numbers move.
+    return _DenoisingLoop(model, config, canvas, mask_token_id, torch.Generator()).schedule
 
 
 def _attention_blocks(model_config: Any, config: ReflectiveGenerationConfig) -> int | None:
@@ -390,7 +419,7 @@ class _DenoisingLoop:
         rows.steps = rows.steps + alive
         additions = {
             "num_steps": alive,
-            "num_forwards": alive * self.denoiser.forwards_per_step,
+            "num_forwards": alive * self.denoiser.forwards,
             "num_reveals": reveal.sum(-1),
             "num_edits" if replaces else "num_remasks": revised.sum(-1),
             "num_revision_rounds": alive & (~step.masked.any(-1) | self._past_schedule(step.schedule)),

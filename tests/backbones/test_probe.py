@@ -29,6 +29,7 @@ import hf_rm.generation_rm as generation
 import hf_rm.vocabulary_rm as vocabulary
 from hf_rm import RMConfig, RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.backbones import BackboneTraits, measure, probe
+from hf_rm.backbones.probe import _Bench
 from hf_rm.vocabulary_rm import find_tokenizer, reserved_token_ids
 
 
@@ -547,3 +548,14 @@ def test_the_table_says_all_of_it() -> None:
 def test_the_config_keeps_what_is_known_of_the_head() -> None:
     config = RMConfig(text_config=llama().config, mask_token_id=0, trained_to_remask=False)
     assert RMConfig.from_dict(config.to_dict()).trained_to_remask is False
+
+
+def test_what_rounding_may_change_grows_with_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found on a 30-layer model in bf16: its own rounding was taken for positions of its own in one run of three."""
+    monkeypatch.setattr(_Bench, "_nudged", lambda self, ids: 0.02)
+    limits = []
+    for layers in (1, 16, 400):
+        bench = _Bench(wrap(llama()))
+        bench.config.text_config.num_hidden_layers = layers
+        limits.append(bench.rounding(bench.tokens(4)))
+    assert limits == pytest.approx([0.06, 0.24, 0.5])

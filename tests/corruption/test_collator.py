@@ -16,12 +16,14 @@ from hf_rm.corruption import (
     AttemptsLaw,
     FixedProposal,
     PaperLaw,
+    RemaskSFTCollator,
     RMDataCollator,
     UniformProposal,
     loss_parts,
     oracle_labels,
 )
 from hf_rm.corruption.random import KeyedUniforms, row_keys
+from hf_rm.training.sft import MaskedSFTCollator
 
 MASK = 0
 
@@ -43,6 +45,22 @@ def rows_of(batches: list[dict[str, Tensor]]) -> list[list[tuple[str, list[Any]]
         for batch in batches
         for row in range(len(batch["input_ids"]))
     ]
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        collator(),
+        collator(edit_weight=2.0, blank_rows=0.5),
+        MaskedSFTCollator(MASK),
+        RemaskSFTCollator(MASK, UniformProposal(12, excluded=[MASK])),
+    ],
+    ids=["rm", "rm, weights", "sft", "remask sft"],
+)
+def test_every_tensor_has_memory_of_its_own(collate: Any) -> None:
+    """A loader for a GPU pins them, which is refused where several elements lie in one place."""
+    for name, value in collate(features(3)).items():
+        assert value.is_contiguous(), name
 
 
 def test_docstring_example() -> None:
@@ -125,7 +143,7 @@ def corrupted(batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("rate", "low", "high"), [((0.2, 0.5), 2, 5), ((0.0, 0.05), 1, 1), ((1.0, 1.0), 10, 10), ((0.25, 0.35), 3, 3)]
+    ("rate", "low", "high"), [((0.2, 0.5), 2, 5), ((0.01, 0.05), 1, 1), ((1.0, 1.0), 10, 10), ((0.25, 0.35), 3, 3)]
 )
 def test_counts_are_uniform_within_the_rates(rate: tuple[float, float], low: int, high: int) -> None:
     rows = 4000
@@ -136,6 +154,50 @@ def test_counts_are_uniform_within_the_rates(rate: tuple[float, float], low: int
     for count in range(low, high + 1):
         share = float((counts == count).double().mean())
         assert abs(share - p) <= 4 * (p * (1 - p) / rows) ** 0.5
+
+
+@pytest.mark.parametrize("high", [0.01, 0.02, 0.05, 0.3])
+def test_a_low_of_nothing_leaves_rows_as_they_are_and_keeps_the_mean(high: float) -> None:
+    rows, length = 8000, 40
+    data = [{"input_ids": [3] * length, "idx": index} for index in range(rows)]
+    counts = corrupted(collator(corruption_rate=(0.0, high))(data)).sum(-1).double()
+    assert counts.min() == 0 and counts.max() == np.ceil(high * length)
+    assert abs(float(counts.mean()) - high * length / 2) <= 4 * float(counts.std()) / rows**0.5
+
+
+@given(
+    length=st.integers(1, 40),
+    high=st.floats(0.0, 1.0),
+    seed=st.integers(0, 50),
+    start=st.sampled_from(["draft", "canvas", "law"]),
+    law=st.sampled_from([PaperLaw(6), AttemptsLaw(16, 2)]),
+    blank=st.sampled_from([0.0, 0.5]),
+)
+def test_a_row_without_anything_corrupted_is_its_target_throughout(length, high, seed, start, law, blank) -> None:
+    """Kept positions are still learnt, and so is a blank row, which is filled once and right."""
+    settings = {"corruption_rate": (0.0, high), "start": start, "law": law, "seed": seed}
+    data = [{"input_ids": [3] * length, "idx": index} for index in range(12)]
+    drafts = collator(**{**settings, "start": "draft"}, blank_rows=blank)(data)
+    batch = collator(**settings, blank_rows=blank)(data)
+    assert (batch["labels"] != -100).all()
+    untouched = ~corrupted(drafts).any(-1)
+    blanks = (batch["history_ids"][..., 0] == MASK).all(-1) & untouched
+    clean = untouched & ~blanks
+    assert blank or not blanks.any()
+    target = batch["target_ids"]
+    for name in ("input_ids", "labels", "start_ids"):
+        assert torch.equal(batch[name][clean], target[clean]), name
+    assert (batch["history_ids"][clean] == 3).all()
+    state = batch["input_ids"][blanks]
+    assert ((state == MASK) | (state == 3)).all() and (batch["labels"][blanks] == 3).all()
+
+
+def test_sudokus_counts_are_what_they_were() -> None:
+    """4 to 20 of 81 cells, drawn as before a low of 0 had a meaning of its own."""
+    data = [{"input_ids": [3] * 81, "idx": index} for index in range(500)]
+    batch = collator(corruption_rate=(0.0493, 0.247), seed=7)(data)
+    uniforms = KeyedUniforms(row_keys(7, 0, range(500))).draw(2)
+    assert corrupted(batch).sum(-1).tolist() == (4 + np.floor(uniforms[:, 0] * 17)).astype(int).tolist()
 
 
 def test_corrupted_positions_are_a_uniform_subset() -> None:

@@ -1,32 +1,37 @@
 """hf_rm in lm-eval: the same numbers as the built-in evaluator, settings, and no code outside the sandbox."""
 
+import importlib.metadata
 import json
 import logging
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
+import lm_eval.tasks
 import pytest
 import torch
+from isolation import isolated
 from lm_eval.api.instance import Instance
 from tiny_models import wrapped
 from tiny_text import WritingModel, character_tokenizer
 
-from hf_rm.evaluation import evaluate_multiple_choice, evaluate_text, sandbox_available, score_continuations
-from hf_rm.evaluation.lm_eval_model import ReflectiveLM, evaluate_tasks, refuse_unsafe
-from hf_rm.tasks.code import read_humaneval, read_mbpp, verify_code
+from hf_rm.evaluation import evaluate_multiple_choice, evaluate_text, score_continuations
+from hf_rm.evaluation.lm_eval_model import ReflectiveLM, evaluate_tasks, main, refuse_unsafe
+from hf_rm.evaluation.lm_eval_tasks import utils
+from hf_rm.tasks.code.tasks import CodeTask
 from hf_rm.tasks.math import answers_equal, extract_boxed, extract_marked, read_gsm8k, read_math
+from hf_rm.tasks.math.tasks import TEMPLATE, MathTask
 from hf_rm.tasks.multiple_choice import read_arc
 from hf_rm.tasks.text import TextSample
 
 TOKENIZER = character_tokenizer()
 LENGTH = 48
-SUPPORT = sandbox_available()
-isolated = pytest.mark.skipif(not SUPPORT.available, reason=SUPPORT.missing)
 # Hand-made records of the published schemas.
 GSM8K = [
     {"question": f"Ann has {a} pens and buys {b}. How many?", "answer": f"She has {a}+{b}.\n#### {a + b}"}
@@ -60,6 +65,7 @@ MBPP = [
     for i in range(3)
 ]
 MBPP_TEXTS = ["def add(x):\n    return x", "def add(x):\n    return x + 2", "def add(x):\n return x+2\n[DONE]!"]
+ANSWERS = [r"$\frac{1}{2}$", "$25$", r"$\frac{1}{3}$"]
 HUMANEVAL = [
     {
         "task_id": f"H/{i}",
@@ -88,18 +94,102 @@ BUNDLED = Path(lm_eval.__file__).parent / "tasks"
 FILES = {"gsm8k": str(BUNDLED / "gsm8k/gsm8k.yaml"), "arc_challenge": str(BUNDLED / "arc/arc_challenge.yaml")}
 
 
-def both(samples: list[TextSample], texts: list[str], grade: Any, task: str, path: Path, metric: str) -> list[float]:
+def both(
+    samples: Sequence[TextSample], texts: Sequence[str], grade: Any, task: str, path: Path, metric: str, **more: Any
+) -> list[float]:
     """Accuracy by the built-in evaluator and by lm-eval."""
     spec = FILES.get(task, task)
     model = writer([sample.prompt for sample in samples], texts)
     own = evaluate_text(model, TOKENIZER, samples, grade, {"revise": None}, completion_length=LENGTH)
     lm = ReflectiveLM(model, TOKENIZER, batch_size=2, max_new_tokens=LENGTH, revise=None)
-    theirs = evaluate_tasks(lm, [spec], {spec: path}, bootstrap_iters=0)
+    theirs = evaluate_tasks(lm, [spec], {spec: path}, bootstrap_iters=0, **more)
     logged = sorted(theirs["samples"][task], key=lambda one: one["doc_id"])
     seen = {one["doc_id"]: one["resps"][0][0] for one in logged}
     for index, record in enumerate(own.records):
         assert record.completion.startswith(seen[index])  # what follows a stop word is cut off there
     return [own.accuracy.value, theirs["results"][task][metric]]
+
+
+# The recipes' prompts, texts and graders: what a recipe reports is what lm-eval does
+
+
+def test_gsm8k_as_the_recipe_asks(tmp_path: Path) -> None:
+    path = written(tmp_path, GSM8K)
+    task = MathTask("gsm8k", test_data=str(path))
+    texts = ["1+2\n#### 3", "#### 71", "#### 12\nQuestion: more?\n#### 11", "#### 1,234", "I do not know: 15"]
+    assert both(task.test(), texts, task.grade, "hf_rm_gsm8k", path, "exact_match,none") == [0.6, 0.6]
+
+
+@pytest.mark.parametrize("name", ["hf_rm_math500", "hf_rm_minerva_math_algebra"])
+def test_math_as_the_recipe_asks(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, MATH)
+    task = MathTask("math", test_data=str(path))
+    texts = [r"So \boxed{0.5}", r"\boxed{25}", "Problem:\n" + r"\boxed{1/3}"]
+    own, theirs = both(task.test(), texts, task.grade, name, path, "exact_match,none")
+    assert own == theirs == pytest.approx(2 / 3)
+
+
+@isolated
+@pytest.mark.parametrize("name", ["hf_rm_mbpp", "hf_rm_humaneval"])
+def test_programs_as_the_recipe_asks(tmp_path: Path, name: str) -> None:
+    kind, records, texts, right = {
+        "hf_rm_mbpp": ("mbpp", MBPP, MBPP_TEXTS, 2 / 3),
+        "hf_rm_humaneval": ("humaneval", HUMANEVAL, HUMANEVAL_TEXTS, 1 / 2),
+    }[name]
+    path = written(tmp_path, records)
+    task = CodeTask(kind, test_data=str(path))
+    own, theirs = both(task.test(), texts, task.grade, name, path, "pass_at_1,none")
+    assert own == theirs == pytest.approx(right)
+
+
+def test_prompts_of_our_tasks_are_those_of_the_recipes() -> None:
+    """Whatever the data: line breaks of other systems, spaces around, accents."""
+    question = "  Größe\r\nof\u2028one?\n"
+    (problem,) = read(read_gsm8k, {"question": question, "answer": "#### 1"})
+    assert utils.math_prompt({"question": question}) == TEMPLATE.format(question=problem.question)
+    (problem,) = read(read_math, {"problem": question, "answer": "1"})
+    assert utils.math_prompt({"problem": question}) == TEMPLATE.format(question=problem.question)
+
+
+def read(reader: Any, record: dict[str, Any]) -> list[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return list(reader(written(Path(folder), [record])))
+
+
+def test_a_group_over_local_files(tmp_path: Path) -> None:
+    """Every problem counts alike, whichever subject it is of."""
+    parts = {name: tmp_path / name for name in ("hf_rm_minerva_math_algebra", "hf_rm_minerva_math_geometry")}
+    for path, records in zip(parts.values(), (MATH[:1], MATH[1:]), strict=True):
+        path.mkdir()
+        written(path, records)
+    group = {"group": "two", "task": [*parts], "aggregate_metric_list": [{"metric": "exact_match"}]}
+    (tmp_path / "two.yaml").write_text(json.dumps(group))
+    samples = MathTask("math", test_data=str(written(tmp_path, MATH))).test()
+    lm = ReflectiveLM(
+        writer([sample.prompt for sample in samples], MATH_TEXTS), TOKENIZER, max_new_tokens=LENGTH, revise=None
+    )
+    files = {name: path / "test.jsonl" for name, path in parts.items()}
+    results = evaluate_tasks(lm, ["two"], files, include_path=tmp_path, bootstrap_iters=0)["results"]
+    found = {name: results[name]["exact_match,none"] for name in ("two", *parts)}
+    assert list(found.values()) == [pytest.approx(2 / 3), 1.0, 0.5]
+    whole = evaluate_tasks(
+        lm,
+        ["hf_rm_minerva_math"],
+        dict.fromkeys(subjects("hf_rm_"), files["hf_rm_minerva_math_geometry"]),
+        bootstrap_iters=0,
+    )
+    assert whole["results"]["hf_rm_minerva_math"]["exact_match,none"] == 0.5 and len(whole["results"]) == 8
+    (tmp_path / "outer.yaml").write_text(json.dumps({"group": "outer", "task": ["two"]}))
+    with pytest.raises(ValueError, match=r"`data_files` names 'outer' or what is in it, but no single task"):
+        evaluate_tasks(lm, ["outer"], files, include_path=tmp_path)
+
+
+def subjects(prefix: str = "") -> list[str]:
+    names = "algebra counting_and_prob geometry intermediate_algebra num_theory prealgebra precalc".split()
+    return [f"{prefix}minerva_math_{name}" for name in names]
+
+
+# lm-eval's own prompts
 
 
 def test_gsm8k(tmp_path: Path) -> None:
@@ -112,31 +202,41 @@ def test_gsm8k(tmp_path: Path) -> None:
     assert both(samples, GSM8K_TEXTS, grade, "gsm8k", path, "exact_match,strict-match") == [0.6, 0.6]
 
 
-def test_minerva_math(tmp_path: Path) -> None:
+def test_minerva_math_as_lm_eval_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The group and its subjects, by lm-eval's files.
+
+    They ask for version 4.11 of ANTLR's runtime. The set that the tests run with has a later one, whose format is the
+    same; the number is all that is changed.
+    """
+    real = importlib.metadata.version
+    changed = lambda name: "4.11" if name == "antlr4-python3-runtime" else real(name)  # noqa: E731
+    monkeypatch.setattr(importlib.metadata, "version", changed)
+    shutil.copytree(BUNDLED / "minerva_math", tmp_path / "minerva_math")
+    shutil.copy(BUNDLED / "benchmarks" / "minerva_math.yaml", tmp_path)
     path = written(tmp_path, MATH)
     samples = [
         TextSample(str(i), f"Problem:\n{problem.question}\n\nSolution:", problem.solution, problem.answer)
         for i, problem in enumerate(read_math(path))
     ]
     grade = lambda sample, text: answers_equal(extract_boxed(text), sample.answer)  # noqa: E731
-    task = "hf_rm_minerva_math_algebra"
-    own, theirs = both(samples, MATH_TEXTS, grade, task, path, "exact_match,none")
+    name, inside = "minerva_math_algebra", {"include_path": tmp_path}
+    own, theirs = both(samples, MATH_TEXTS, grade, name, path, "math_verify,none", **inside)
     assert own == theirs == pytest.approx(2 / 3)
 
-
-@isolated
-@pytest.mark.parametrize("task", ["hf_rm_mbpp", "hf_rm_humaneval"])
-def test_programs_in_our_sandbox(tmp_path: Path, task: str) -> None:
-    read, records, texts, right = {
-        "hf_rm_mbpp": (read_mbpp, MBPP, MBPP_TEXTS, 2 / 3),
-        "hf_rm_humaneval": (read_humaneval, HUMANEVAL, HUMANEVAL_TEXTS, 1 / 2),
-    }[task]
-    path = written(tmp_path, records)
-    problems = {problem.task_id: problem for problem in read(path)}
-    samples = [TextSample(key, problem.prompt) for key, problem in problems.items()]
-    grade = lambda sample, text: verify_code(problems[sample.key], text).passed  # noqa: E731
-    own, theirs = both(samples, texts, grade, task, path, "pass_at_1,none")
-    assert own == theirs == pytest.approx(right)
+    told = [f"Final Answer: The final answer is {answer}. I hope it is correct." for answer in ANSWERS]
+    lm = ReflectiveLM(
+        WritingModel({sample.prompt: text for sample, text in zip(samples, told, strict=True)}, TOKENIZER, 2 * LENGTH),
+        TOKENIZER,
+        max_new_tokens=2 * LENGTH,
+        revise=None,
+    )
+    results = evaluate_tasks(lm, ["minerva_math"], dict.fromkeys(subjects(), path), bootstrap_iters=0, **inside)[
+        "results"
+    ]
+    assert len(results) == 8
+    for name in ("minerva_math", *subjects()):
+        assert results[name]["exact_match,none"] == pytest.approx(2 / 3), "their form of the answer, their comparison"
 
 
 @pytest.mark.parametrize("num_samples", [None, 3])
@@ -320,14 +420,81 @@ def test_what_is_marked_unsafe_is_found_in_groups_and_files(tmp_path: Path) -> N
         evaluate_tasks(lm, ["gsm8k"], confirm_run_unsafe_code=True)
     refuse_unsafe("hf_rm_mbpp")
     with pytest.raises(ValueError, match="data_files"):
-        evaluate_tasks(lm, ["gsm8k"], {"arc_challenge": path})
+        evaluate_tasks(lm, ["hf_rm_gsm8k"], {"arc_challenge": path})
     with pytest.raises(OSError, match="is no file"):
-        evaluate_tasks(lm, ["gsm8k"], {"gsm8k": tmp_path / "none.jsonl"})
+        evaluate_tasks(lm, ["hf_rm_gsm8k"], {"hf_rm_gsm8k": tmp_path / "none.jsonl"})
     with pytest.raises(ValueError, match="no single task"):
         evaluate_tasks(lm, ["hf_rm_minerva_math"], {"hf_rm_minerva_math": path})
     for file in ("mbpp/mbpp.yaml", "humaneval/humaneval_plus.yaml"):
         with pytest.raises(ValueError, match="runs model-written code"):
             evaluate_tasks(lm, [str(BUNDLED / file)])
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lm-eval's shell over a saved model, a task of the user's that is marked unsafe, and one that is not."""
+    wrapped(vocab_size=len(TOKENIZER)).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "mine").mkdir()
+    for name, unsafe in (("runs_code", True), ("harmless", False)):
+        task = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {"test": str(written(tmp_path, GSM8K))},
+                "cache_dir": str(tmp_path / "cache"),
+            },
+            "test_split": "test",
+            "doc_to_text": "{{question}}",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": [], "max_gen_toks": 4},
+            "unsafe_code": unsafe,
+        }
+        (tmp_path / "mine" / f"{name}.yaml").write_text(json.dumps(task))
+    # The index of all that lm-eval has takes half a minute to read.
+    manager = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **given: manager(**given, include_defaults=False))
+    decoded: list[str] = []
+    generate = ReflectiveLM.generate_until
+
+    def watched(self: ReflectiveLM, requests: Any) -> Any:
+        decoded.extend(request.task_name for request in requests)
+        return generate(self, requests)
+
+    monkeypatch.setattr(ReflectiveLM, "generate_until", watched)
+
+    def run(*words: str) -> list[str]:
+        decoded.clear()
+        settings = f"pretrained={tmp_path}/model,steps=2,reveal=confidence,revise=none,max_new_tokens=4"
+        command = ["lm_eval", "run", "--model", "hf_rm", "--model_args", settings, "--device", "cpu", *words]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
+        return sorted(set(decoded))
+
+    return run
+
+
+def test_the_shell_runs_no_code_outside_the_sandbox(shell: Any, tmp_path: Path) -> None:
+    mine = ("--include_path", str(tmp_path / "mine"))
+    with pytest.raises(ValueError, match="runs_code which is marked as unsafe"):
+        shell(*mine, "--tasks", "runs_code")
+    config = tmp_path / "config.yaml"
+    config.write_text("confirm_run_unsafe_code: true\n")
+    for words in (["--confirm_run_unsafe_code"], ["--confirm_run_unsafe"], ["--config", str(config)]):
+        for task in ("runs_code", "harmless", str(tmp_path / "mine" / "runs_code.yaml")):
+            with pytest.raises(SystemExit, match="code runs in the sandbox alone; use hf_rm_mbpp"):
+                shell(*mine, "--tasks", task, *words)
+
+
+def test_the_shell_knows_our_tasks_beside_the_users(
+    shell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell("--include_path", str(tmp_path / "mine"), "--tasks", "harmless") == ["harmless"]
+    assert "harmless" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "ls", "subtasks", "--include_path", str(tmp_path / "mine")])
+    main()
+    shown = capsys.readouterr().out
+    assert "hf_rm_mbpp" in shown and "harmless" in shown
 
 
 def test_the_package_does_not_import_lm_eval() -> None:

@@ -165,6 +165,67 @@ def test_what_cannot_be_scored_is_refused(arguments: tuple[Any, ...], message: s
         evaluate_multiple_choice(network(), TOKENIZER, [ChoiceProblem("", "", ("a",), 0)], normalise="x")  # type: ignore
 
 
+# Runs with a folder
+
+CHOICES = [ChoiceProblem(f"q{i}", f"{i} + 1?", (str(i + 1), f"{i} and a half", "none"), 0) for i in range(5)]
+
+
+@pytest.mark.parametrize("num_samples", [None, 7])
+def test_a_run_that_was_stopped_anywhere_gives_the_same(tmp_path: Path, num_samples: int | None) -> None:
+    settings: dict[str, Any] = {"num_samples": num_samples, "batch_size": 6, "seed": 3}
+    free = evaluate_multiple_choice(network(), TOKENIZER, CHOICES, **settings)
+    whole = evaluate_multiple_choice(network(), TOKENIZER, CHOICES, folder=tmp_path / "whole", **settings)
+    assert whole.scores == free.scores and whole.chosen.tolist() == free.chosen.tolist()
+    content = (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    assert len(content.splitlines()) == 1 + len(CHOICES)
+    for cut in (0, 5, content.index(b"\n") + 1, len(content) // 2, len(content) - 1, len(content)):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "samples.jsonl").write_bytes(content[:cut])
+        resumed = evaluate_multiple_choice(network(), TOKENIZER, CHOICES, folder=folder, **settings)
+        assert resumed.scores == whole.scores
+
+
+def test_scores_of_another_run_are_refused_by_name_and_serve_every_normalisation(tmp_path: Path) -> None:
+    first = evaluate_multiple_choice(network(), TOKENIZER, CHOICES, folder=tmp_path)
+    changed = [ChoiceProblem("q0", "0 + 2?", ("2", "3"), 0), *CHOICES[1:]]
+    for settings, name in (
+        ({"model": network(1)}, "weights"),
+        ({"problems": changed}, "problems"),
+        ({"problems": CHOICES[1:]}, "problems"),
+        ({"problems": [ChoiceProblem("q0", "0 + 1?", CHOICES[0].choices, 1), *CHOICES[1:]]}, "problems"),
+        ({"num_samples": 2}, r"num_samples \(None there, 2 now\)"),
+        ({"seed": 1}, r"seed \(0 there, 1 now\)"),
+    ):
+        given: dict[str, Any] = {"model": network(), "problems": CHOICES, **settings}
+        with pytest.raises(ValueError, match=f"another evaluation, which differs in {name}"):
+            evaluate_multiple_choice(given.pop("model"), TOKENIZER, given.pop("problems"), folder=tmp_path, **given)
+    by_length = evaluate_multiple_choice(network(), TOKENIZER, CHOICES, normalise="characters", folder=tmp_path)
+    assert by_length.scores == first.scores and by_length.chosen.tolist() != first.chosen.tolist()
+
+
+def test_a_problem_that_does_not_fit_counts_as_wrong_and_is_named(tmp_path: Path) -> None:
+    long = ChoiceProblem("long", "What?", ("yes", "no" * 60), 0)  # its right choice alone would fit
+    for _ in range(2):  # decided, then read back
+        result = evaluate_multiple_choice(network(), TOKENIZER, [CHOICES[0], long, CHOICES[1]], folder=tmp_path)
+        assert result.too_long == ("long",) and result.scores[1] == () and result.chosen[1] == -1
+        assert not result.correct[1] and result.accuracy.observations == 3
+    with pytest.raises(ValueError, match="none of the 1 problems fits"):
+        evaluate_multiple_choice(network(), TOKENIZER, [long])
+    with pytest.raises(ValueError, match="`problems` holds the key 'q0' twice"):
+        evaluate_multiple_choice(network(), TOKENIZER, [CHOICES[0], CHOICES[0]])
+
+
+def test_rows_of_a_batch_are_never_more_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = network(), []
+    model.model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    evaluate_multiple_choice(model, TOKENIZER, CHOICES, batch_size=7)
+    assert rows == [6, 6, 3], "two problems of three choices at a time"
+    rows.clear()
+    evaluate_multiple_choice(model, TOKENIZER, CHOICES[:1], batch_size=4, num_samples=5)
+    assert rows == [4, 4, 4, 3]
+
+
 # ARC
 
 HUB = {
@@ -173,7 +234,7 @@ HUB = {
     "choices": {"text": ["Fire.", "Water."], "label": ["A", "B"]},
     "answerKey": "B",
 }
-AI2 = {
+AI2: dict[str, Any] = {
     "id": "b",
     "question": {
         "stem": "What is steam?",
@@ -204,10 +265,24 @@ def test_both_schemas_are_read(tmp_path: Path) -> None:
         ({"choices": {"text": ["One.", "Two."], "label": ["A", "A"]}}, "each needs a text"),
         ({"choices": {"text": ["One.", "Two."]}}, "no column 'label'"),
         ({"question": {"stem": "What?"}}, "no column 'choices'"),
+        ({"question": {"stem": "", "choices": AI2["question"]["choices"]}}, "its 'question' has an empty 'stem'"),
+        ({"question": ""}, "record 1 has an empty 'question'"),
+        ({"id": None}, "record 1 has an empty 'id'"),
+        ({"choices": []}, "record 1 has an empty 'choices'"),
+        ({"choices": {"text": ["One.", "Two."], "label": ["A"]}}, "each needs a text"),
+        ({"choices": [{"text": "One."}, {"text": "Two.", "label": "B"}]}, "a choice has no column 'label'"),
     ],
 )
 def test_bad_records_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "arc.jsonl"
     path.write_text(json.dumps({**HUB, **change}))
     with pytest.raises(ValueError, match=message):
+        read_arc(path)
+
+
+@pytest.mark.parametrize("column", sorted(HUB))
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "arc.jsonl"
+    path.write_text(json.dumps({name: value for name, value in HUB.items() if name != column}))
+    with pytest.raises(ValueError, match=f"record 1 has no column '{column}'"):
         read_arc(path)

@@ -14,7 +14,6 @@ from tiny_text import WritingModel, character_tokenizer
 from hf_rm.evaluation import (
     Interval,
     TextEvaluation,
-    evaluate_budgets,
     evaluate_text,
     paired_bootstrap,
     paired_difference_interval,
@@ -272,19 +271,12 @@ def test_systems_are_compared_sample_by_sample() -> None:
     console = Console(width=220, record=True, file=StringIO())
     console.print(table)
     text = console.export_text()
-    assert "+60.0 [+20.0, +100.0]" in text and "20.0 [" in text and "less sft" in text
+    assert "+60.0 [+20.0, +100.0]" in text and "20.0 [" in text and "less sft" in text and "precision %" in text
 
 
 def test_budgets_and_their_plot(tmp_path: Path) -> None:
-    decodings = {"1": {"reveal": "all", "revise": None}, "4": DECODING}
-    budgets = evaluate_budgets(
-        model(), TOKENIZER, SAMPLES, grade, decodings, completion_length=LENGTH, folder=tmp_path / "budgets"
-    )
-    assert [e.name for e in budgets] == ["1", "4"]
+    budgets = [run(decoding=decoding) for decoding in ({"reveal": "all", "revise": None}, DECODING)]
     assert [e.forwards.value for e in budgets] == [1.0, 2.8]
     assert [bool(e.correct[1]) for e in budgets] == [False, True]
-    assert (tmp_path / "budgets/4/samples.jsonl").exists()
     picture = plot_forwards({"rm": budgets}, tmp_path / "plots/forwards.png")
     assert picture.stat().st_size > 5000
-    with pytest.raises(ValueError, match="no folder's name"):
-        evaluate_budgets(model(), TOKENIZER, SAMPLES, grade, {"a/b": None}, completion_length=4, folder=tmp_path)

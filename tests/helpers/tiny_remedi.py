@@ -15,6 +15,7 @@ from hf_rm import RemaskSFTArguments, RemaskSFTTrainer, RemeDiForMaskedDiffusion
 
 RELEASED_LAYERS, RELEASED_BLOCKS = 32, [0, 10, 20, 30]
 INNER = 24
+BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
 
 
 def tiny_remedi(seed: int = 0, layers: int = 3, talkative: bool = True, **config: Any) -> RemeDiForMaskedDiffusion:

@@ -2,6 +2,7 @@
 
 import string
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from tiny_models import ScriptedModel, one_hot_logits
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+
+from hf_rm.families_rm import LLaDAModelLM
+from hf_rm.llada import LLaDAConfig
 
 MASK, END = 0, 1
 
@@ -22,6 +26,26 @@ def character_tokenizer(**kwargs: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[END]", unk_token="[UNK]", **kwargs
     )
+
+
+def character_llada(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A saved LLaDA that reads characters, of a few thousand random weights."""
+    tokenizer = character_tokenizer(pad_token="[END]")
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "mask_token_id": tokenizer.mask_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    LLaDAModelLM(LLaDAConfig(**{**settings, **config})).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 class WritingModel(ScriptedModel):

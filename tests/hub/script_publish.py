@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny_families import write
 from tiny_models import bert, grid_model, llama
+from tiny_rl import draft_trainer
 
 from hf_rm import ReflectiveGenerationConfig, RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
 from hf_rm.hub import CardFacts, Evaluation, push, push_folder, save_adapter_for_hub, save_for_hub
@@ -147,6 +148,25 @@ trainer = RMTrainer(student, args=arguments, train_dataset=rows, peft_config=lor
 trainer.train()
 trainer.push_to_hub()
 expected["alice/trained"] = read(trainer.model)
+
+# Reinforcement's
+
+student = RMForMaskedDiffusion.from_backbone("alice/tiny-llama", mask_token_id=0)
+student.generation_config = settings()
+hub = {"push_to_hub": True, "hub_model_id": "alice/reinforced", "hub_strategy": "every_save", "hub_always_push": True}
+trainer = draft_trainer(
+    OUT / "rl-run",
+    student,
+    rewards=lambda completion_ids, **columns: [float(sum(ids)) for ids in completion_ids],
+    learning_rate=0.05,
+    save_strategy="steps",
+    save_steps=1,
+    peft_config=lora(init_lora_weights=True),
+    **hub,
+)
+trainer.train()
+trainer.push_to_hub()
+expected["alice/reinforced"] = read(trainer.model)
 
 # What is refused
 

@@ -44,6 +44,7 @@ for name in (
     "alice/bert-lora",
     "alice/llada-lora",
     "alice/trained",
+    "alice/reinforced",
     "alice/changes",
     "alice/as-a-folder",
 ):

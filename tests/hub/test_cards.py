@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny_models import wrapped
 
 from hf_rm.hub import CardFacts, Evaluation, write_model_card
-from hf_rm.tasks.sudoku.card import _metadata
+from hf_rm.tasks.sudoku.card import card_data
 
 SHIPPED = Path(__file__).parents[2] / "model_cards" / "rm-sudoku"
 
@@ -91,6 +91,16 @@ def test_a_figure_without_its_command_or_interval_is_refused(changes: dict, mess
 
 
 def test_the_sudoku_card_comes_from_the_same_engine_and_says_what_it_said() -> None:
-    records = json.loads((SHIPPED / "records.json").read_text())
-    shipped = ModelCard.load(SHIPPED / "README.md").data.to_dict()
-    assert _metadata("rm-sudoku", records).to_dict() == shipped
+    records = json.loads((SHIPPED / "records.json").read_text())["records"]
+    shipped = ModelCard.load(SHIPPED / "README.md").data
+    assert card_data("rm-sudoku", records).to_dict() == shipped.to_dict()
+
+
+def test_the_sudoku_card_has_generated_and_real_boards_apart() -> None:
+    """They share a type of data set: without a configuration the Hub's format made one of them."""
+    (model,) = ModelCard.load(SHIPPED / "README.md").data.to_dict()["model-index"]
+    assert [result["dataset"]["config"] for result in model["results"]] == ["generated", "real"]
+    assert all("real" in result["dataset"]["name"] for result in model["results"][1:])
+    for result in model["results"]:
+        names = [metric["name"] for metric in result["metrics"]]
+        assert len(names) == len(set(names)) == 10

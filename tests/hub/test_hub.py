@@ -29,7 +29,9 @@ def assert_same(there: dict[str, Any], here: dict[str, Any]) -> None:
 # What is published
 
 
-@pytest.mark.parametrize("name", ["alice/rm-lora", "alice/lora-on-full", "alice/bert-lora", "alice/trained"])
+@pytest.mark.parametrize(
+    "name", ["alice/rm-lora", "alice/lora-on-full", "alice/bert-lora", "alice/trained", "alice/reinforced"]
+)
 def test_an_adapters_repository_is_laid_out_as_designed(hub: HubServer, published: Run, name: str) -> None:
     files = hub.files(name)
     assert {"README.md", "config.json", "generation_config.json", *ADAPTER, *CODE_FILES} <= set(files)
@@ -79,18 +81,23 @@ def test_a_card_that_somebody_wrote_stays(hub: HubServer, published: Run) -> Non
     assert again.files["README.md"] == mine.files["README.md"] and "README.md" not in again.changed
 
 
-def test_the_trainer_publishes_while_it_trains_and_at_the_end(hub: HubServer, published: Run) -> None:
-    messages = [commit.message for commit in hub.history("alice/trained")]
+@pytest.mark.parametrize(
+    ("name", "said"), [("alice/trained", "* `law`: attempts"), ("alice/reinforced", "* `num_generations`: 4")]
+)
+def test_the_trainer_publishes_while_it_trains_and_at_the_end(
+    hub: HubServer, published: Run, name: str, said: str
+) -> None:
+    messages = [commit.message for commit in hub.history(name)]
     assert messages == [
         "initial commit",
         "Training in progress, step 1",
         "Training in progress, step 2",
         "End of training",
     ]
-    states = [load(commit.files["adapter/adapter_model.safetensors"]) for commit in hub.history("alice/trained")[1:]]
+    states = [load(commit.files["adapter/adapter_model.safetensors"]) for commit in hub.history(name)[1:]]
     assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert all(torch.equal(states[1][key], states[2][key]) for key in states[1])
-    assert "* `law`: attempts" in hub.files("alice/trained")["README.md"].decode()
+    assert said in hub.files(name)["README.md"].decode()
 
 
 REFUSED = {
@@ -145,6 +152,7 @@ PULLED = {
     "alice/bert-lora": "alice/bert-lora",
     "alice/llada-lora": "alice/llada-lora",
     "alice/trained": "alice/trained",
+    "alice/reinforced": "alice/reinforced",
 }
 
 

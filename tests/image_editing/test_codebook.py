@@ -1,5 +1,8 @@
 """Image tokens: encoding, decoding, how far a token reaches."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,8 @@ from hf_rm.tasks.image_editing import (
     reconstruction_quality,
 )
 from hf_rm.tasks.image_editing import codebook as module
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,38 @@ def test_how_far_a_token_reaches_is_measured(fitted: PatchCodebook) -> None:
     alone[4, :-1] = fitted.centres
     assert receptive_field(PatchCodebook(fitted.centres, alone).decode, 32) == 0
     assert receptive_field(fitted.decode, 32) == fitted.patch
+
+
+def test_a_reach_that_the_grid_cannot_hold_is_not_taken_for_its_edge() -> None:
+    def blurred(radius: int):
+        def decode(grid: np.ndarray) -> np.ndarray:
+            value = np.pad((grid * 20).astype(np.float64), ((0, 0), (radius, radius), (radius, radius)))
+            side = 2 * radius + 1
+            windows = np.lib.stride_tricks.sliding_window_view(value, (side, side), axis=(1, 2)).max((-1, -2))
+            return np.repeat(windows[..., None], 3, -1).astype(np.uint8)  # pictures of a pixel a token
+
+        return decode
+
+    assert receptive_field(blurred(2), 12) == 2 and receptive_field(blurred(3), 12) == 3
+    # The middle of nine reaches the edge with four: it may reach further.
+    assert receptive_field(blurred(4), 12, trials=400) == np.inf
+    assert receptive_field(blurred(5), 12, side=13, trials=2000) == 5
+    with pytest.raises(ValueError, match="`side`"):
+        receptive_field(blurred(1), 12, side=8)
+
+
+def test_the_codebook_recipe_measures_a_saved_one(tmp_path: Path, fitted: PatchCodebook) -> None:
+    fitted.save(tmp_path / "own.npz")
+    command = [sys.executable, str(ROOT / "recipes" / "image_codebook.py"), "--test_pictures", "3", "--codebook"]
+    done = subprocess.run(
+        [*command, "own.npz"], capture_output=True, text=True, cwd=tmp_path, timeout=250,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    pictures = generate_edits(3, seed=12, split="dev").target
+    psnr = reconstruction_quality(pictures, load_codebook(tmp_path / "own.npz").reconstruct(pictures))
+    assert f"own.npz, dev, 256 tokens: PSNR {psnr['psnr'].mean():.2f} dB" in done.stdout
+    assert "the package's, test" in done.stdout and "fitted" not in done.stdout
 
 
 def test_pixels_beyond_the_receptive_field_of_a_changed_token_stay() -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
 from hf_rm.tasks.image_editing import dimoo
+from hf_rm.tasks.image_editing.buckets import SizedCollator, SizedRows, bucket_cut, by_size
 from hf_rm.tasks.image_editing.collator import edit_collator
 from hf_rm.tasks.image_editing.dimoo import (
     DimooEditor,
@@ -30,6 +31,8 @@ from hf_rm.tasks.image_editing.dimoo import (
     shared_cut,
 )
 from hf_rm.tasks.image_editing.layout import EditRows
+from hf_rm.tasks.image_editing.pairs import EditPair, EditPairReader
+from hf_rm.tasks.image_editing.report import read_records
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -110,10 +113,40 @@ def test_what_an_unconditional_branch_reads(layout: DimooLayout) -> None:
     assert text[0, : layout.text_length].tolist() == [126339, 126339, *SYSTEM, 126351]
     assert mask is not None and torch.equal(mask, layout.attention_mask(text)) and mask.sum() == layout.length - 2
     assert torch.equal(text[:, layout.text_length :], ids[:, layout.text_length :])
-    image = layout.without_source(ids)
+    image, same = layout.without_source(ids, mask)
+    assert same is mask
     changed = (image != ids)[0].nonzero().flatten().tolist()
     assert changed == [layout.source.start + i for i in (0, 1, 2, 4, 5, 6)]  # the newlines stay
     assert (image[0, changed] == dimoo.MASK_ID).all()
+
+
+def test_a_removed_source_is_as_if_it_were_not_there(checkpoint, tokenizer) -> None:
+    """The published checkpoint's sampler gives its image-unconditional branch the prompt and the answer alone."""
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    layout = DimooLayout.of(tokenizer, ["paint it red"], 2, 3, source_drop="remove")
+    ids = torch.from_numpy(layout.sequences(["red"], SOURCE))  # two of padding
+    whole = layout.attention_mask(ids)
+    same, hidden = layout.without_source(ids, whole)
+    assert torch.equal(same, ids) and (whole - hidden).nonzero()[:, 1].tolist() == list(
+        range(layout.text_length, layout.text_length + 1 + 8 + 1)  # BOI, two rows with their newlines, EOI
+    )
+    short = [*SYSTEM, WORDS["red"], 24, *ids[0, layout.canvas.start - 2 :].tolist()]
+    editable = torch.from_numpy(layout.editable_mask)[None]
+    with torch.no_grad():
+        logits = model.eval()(ids, hidden, editable_mask=editable).logits[0, layout.canvas]
+        alone = model(torch.tensor([short]), editable_mask=editable[:, -len(short) :]).logits[0, -10:-2]
+    assert torch.allclose(logits, alone, atol=2e-4) and logits.std() > 0.1
+    with pytest.raises(ValueError, match="pass the attention mask"):
+        layout.without_source(ids)
+    with pytest.raises(ValueError, match="`source_drop`"):
+        DimooLayout.of(tokenizer, ["red"], 2, 3, source_drop="forget")
+
+
+def test_the_prompt_is_the_published_one() -> None:
+    assert dimoo_prompt("add a cat") == (
+        "<system>Generate an image applying the following editing instruction based on the original image.</system>"
+        "<user>add a cat</user>"
+    )
 
 
 def test_wrong_newlines_offsets_words_and_widths_are_refused(tokenizer, layout: DimooLayout) -> None:
@@ -139,7 +172,9 @@ def test_wrong_newlines_offsets_words_and_widths_are_refused(tokenizer, layout: 
 def test_the_table_of_crops() -> None:
     sizes = crop_sizes()
     assert len(sizes) == len(set(sizes)) == 49
-    assert sizes[0] == (1024, 256) and sizes[-1] == (256, 1024) and (512, 512) in sizes and (480, 544) in sizes
+    assert [sizes[i] for i in (0, 5, 16, 24, 33, 48)] == [
+        (1024, 256), (896, 288), (640, 384), (512, 512), (384, 672), (256, 1024),
+    ]  # fmt: skip
     for width, height in sizes:
         assert width % 32 == height % 32 == 0 and width * height <= 512 * 512
         assert max(width, height) <= 4 * min(width, height)
@@ -150,6 +185,10 @@ def test_the_table_of_crops() -> None:
 
 def test_the_crop_that_keeps_most() -> None:
     assert choose_crop(100, 100) == (512, 512)
+    # Not the size that the picture has to be enlarged most for: (608, 416), (896, 288) and (896, 288) would be.
+    assert (choose_crop(700, 500), choose_crop(1200, 400), choose_crop(1000, 300)) == (
+        (576, 416), (864, 288), (896, 256),
+    )  # fmt: skip
     assert choose_crop(5000, 100) == (1024, 256) and choose_crop(100, 5000) == (256, 1024)
     for width, height in ((640, 427), (427, 640), (1333, 2000)):
         found = choose_crop(width, height)
@@ -173,6 +212,21 @@ def test_source_and_target_and_mask_are_cut_alike() -> None:
     assert np.array_equal(np.asarray(exact), pixels)
     with pytest.raises(ValueError, match="one size"):
         shared_cut([one, Image.new("RGB", (8, 8))])
+
+
+def test_large_pictures_are_halved_before_they_are_resized_and_small_ones_smoothly_enlarged() -> None:
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    pixels[:2, 2:4] = np.array([[40, 80], [120, 200]])[..., None]
+    pixels[4:, 4:] = 10 * np.arange(16).reshape(4, 4, 1)
+
+    def cut(size: tuple[int, int], picture: np.ndarray = pixels) -> list:
+        return np.asarray(shared_cut([Image.fromarray(picture)], size)[0])[..., 0].tolist()
+
+    assert cut((4, 4)) == [[64, 110, 0, 0], [0, 0, 0, 0], [0, 0, 25, 45], [0, 0, 105, 125]]  # means of four
+    assert cut((2, 2)) == [[44, 0], [0, 75]]  # and of these
+    ramp = np.repeat(np.array([[0, 60, 120, 240]] * 4, dtype=np.uint8)[..., None], 3, -1)
+    assert cut((8, 8), ramp)[0] == [0, 10, 43, 74, 101, 151, 219, 251]  # bicubic
 
 
 def test_pictures_become_codes_and_come_back(vqvae) -> None:
@@ -240,6 +294,141 @@ def test_editing_writes_codes_and_touches_nothing_else(checkpoint, tokenizer, vq
     assert filled.num_forwards.tolist() == [2, 2]
 
 
+def test_guidance_is_that_of_the_checkpoint_unless_asked_otherwise(checkpoint, tokenizer, vqvae, monkeypatch) -> None:
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    asked = []
+    monkeypatch.setattr(dimoo, "edit_images", lambda *given, **named: asked.append((given, named)))
+    editor, images = DimooEditor(model, tokenizer, VQTokens(vqvae)), np.zeros((1, 8, 12, 3), dtype=np.uint8)
+    editor.edit(images, ["red"])
+    editor.edit(images, ["red"], "regenerate", 1.0, 3.0, source_drop="remove", keep_pixels=True, steps=7)
+    (first, named), (second, others) = asked
+    assert named == {"text_guidance": 2.5, "image_guidance": 4.0, "keep_pixels": False} and first[-1] == "revise"
+    assert others == {"text_guidance": 1.0, "image_guidance": 3.0, "keep_pixels": True, "steps": 7}
+    assert (first[1].source_drop, second[1].source_drop, second[-1]) == ("mask", "remove", "regenerate")
+
+
+def test_all_parts_of_a_checkpoint_come_from_one_revision(checkpoint, vqvae, monkeypatch) -> None:
+    import transformers
+
+    asked = {}
+
+    def noting(name, original):
+        def load(*given, **named):
+            asked[name] = {**named, **named.get("backbone_kwargs", {})}
+            for key in ("revision", "token"):
+                named.pop(key, None)
+            if "backbone_kwargs" in named:
+                named["backbone_kwargs"] = {}
+            return original(*given, **named)
+
+        return load
+
+    vqvae.save_pretrained(checkpoint / "vqvae")
+    import diffusers
+
+    monkeypatch.setattr(diffusers.VQModel, "from_pretrained", noting("vqvae", diffusers.VQModel.from_pretrained))
+    tokenizers = transformers.AutoTokenizer
+    monkeypatch.setattr(tokenizers, "from_pretrained", noting("tokenizer", tokenizers.from_pretrained))
+    for name, load in (("bare", "from_backbone"), ("adapted", "from_pretrained")):
+        monkeypatch.setattr(RMForMaskedDiffusion, load, noting(name, getattr(RMForMaskedDiffusion, load)))
+    editor = DimooEditor.load(checkpoint, revision="abc", token="t", dtype="float32")
+    assert all(asked[name]["revision"] == "abc" for name in ("bare", "vqvae", "tokenizer"))
+    assert all(asked[name]["token"] == "t" for name in ("bare", "vqvae", "tokenizer"))
+    assert "dtype" in asked["bare"] and "dtype" not in asked["vqvae"]
+    own = checkpoint.with_name("own")
+    editor.model.save_pretrained(own)
+    DimooEditor.load(checkpoint, adapted=str(own), revision="abc", adapted_revision="def")
+    assert (asked["adapted"]["revision"], asked["vqvae"]["revision"]) == ("def", "abc")
+    DimooEditor.load(checkpoint, adapted=str(own), revision="abc")
+    assert "revision" not in asked["adapted"]
+
+
+# Several sizes
+
+
+def sized_pairs() -> list[EditPair]:
+    draw = np.random.default_rng(0)
+    pairs = []
+    for i, (height, width) in enumerate([(4, 6), (6, 4), (4, 6), (4, 4)]):
+        source = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        target = source.copy()
+        target[:2] = draw.integers(0, 256, (2, width, 3), dtype=np.uint8)
+        request = ["red", "paint it red", "paint it", "it"][i]
+        pairs.append(EditPair(source, target, (source != target).any(-1), request, request, i))
+    return pairs
+
+
+def test_pictures_of_several_sizes_make_rows_of_one_length(tokenizer, vqvae) -> None:
+    tokens = VQTokens(vqvae)
+    rows = SizedRows(iter(sized_pairs()), tokens, tokenizer)
+    assert len(rows) == 4 and [rows[i]["idx"] for i in range(4)] == [0, 1, 2, 3]
+    assert set(rows.layouts) == {(2, 3), (3, 2), (2, 2)}
+    assert len({layout.length for layout in rows.layouts.values()}) == 1
+    assert {len(rows[i]["input_ids"]) for i in range(4)} == {rows.layouts[2, 3].length}
+    # Both of the commonest size first or where they came, but each with its own tokens and words.
+    found = {}
+    for i in range(4):
+        (layout,) = (x for x in rows.layouts.values() if (x.editable_mask == rows[i]["editable_mask"]).all())
+        ids = rows[i]["input_ids"][None]
+        found[tokenizer.decode(ids[0, : layout.text_length]).split("<user>")[1].strip()] = (
+            layout.grid(ids, "source"), layout.grid(ids),
+        )  # fmt: skip
+    for pair in sized_pairs():
+        for grid, picture in zip(found[pair.instruction], (pair.source, pair.target), strict=True):
+            assert (grid == tokens.encode(picture[None])).all()
+
+
+def test_a_batch_of_several_sizes_is_every_row_as_it_would_be_alone(tokenizer, vqvae, checkpoint, tmp_path) -> None:
+    rows = SizedRows(iter(sized_pairs()), VQTokens(vqvae), tokenizer)
+    settings = {"full_corruption": 1.0, "text_drop": 0.5, "image_drop": 0.5, "first_states": 0.3}
+    parts = {grid: edit_collator(layout, **settings) for grid, layout in rows.layouts.items()}
+    collate = SizedCollator(list(parts.values()))
+    collate.set_epoch(3)
+    features = [{**rows[i % 4], "idx": i} for i in (3, 0, 1, 2, 6, 4, 7)]
+    batch = collate(features)
+    for i, feature in enumerate(features):
+        (own,) = (x for x in parts.values() if (x.layout.editable_mask == feature["editable_mask"]).all())
+        for name, value in own([feature]).items():
+            assert torch.equal(batch[name][i], value[0]), name
+    whole = torch.from_numpy(np.stack([feature["input_ids"] for feature in features]))
+    assert torch.equal(collate.unedited(whole, batch["editable_mask"]), batch["unlikelihood_mask"])
+    with pytest.raises(ValueError, match="none of the layouts"):
+        collate([{**features[0], "editable_mask": ~features[0]["editable_mask"]}])
+    with pytest.raises(ValueError, match="equal_layouts"):
+        SizedCollator([edit_collator(DimooLayout.of(tokenizer, ["red"], *grid)) for grid in ((2, 3), (2, 2))])
+
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    args = RMTrainingArguments(
+        str(tmp_path), max_steps=3, per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
+        save_strategy="no", logging_strategy="no", pool_fraction=0.5, dataloader_pin_memory=False, loss_chunk_rows=8,
+    )  # fmt: skip
+    trainer = ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate)
+    assert np.isfinite(trainer.train().training_loss)
+
+
+def test_pairs_are_cut_to_the_size_of_the_table_that_keeps_most_of_them(tmp_path) -> None:
+    for name, size in (("wide", (640, 320)), ("tall", (100, 210)), ("square", (64, 64)), ("other", (128, 64))):
+        picture = np.random.default_rng(len(name)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{name}a.png")
+        picture[: size[1] // 2] = 255 - picture[: size[1] // 2]
+        Image.fromarray(picture).save(tmp_path / f"{name}b.png")
+    names = ("wide", "tall", "square", "other")
+    rows = [{"source": f"{name}a.png", "target": f"{name}b.png", "instruction": name} for name in names]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = EditPairReader(tmp_path / "pairs.jsonl", bucket_cut(64))
+    sizes = {pair.instruction: pair.source.shape[:2] for pair in reader}
+    assert sizes == {"wide": (32, 64), "tall": (64, 32), "square": (64, 64), "other": (32, 64)}
+    groups = by_size(reader)
+    assert [group.instructions for group in groups] == [["wide", "other"], ["tall"], ["square"]]
+    assert groups[0].source.shape == (2, 32, 64, 3) and groups[0].mask[:, :14].mean() > 0.6
+    assert not groups[0].mask[:, 18:].any()
+    with pytest.raises(ValueError, match="`side`"):
+        bucket_cut(100)
+
+
+# Training
+
+
 def test_training_on_its_sequences_corrupts_codes_only(checkpoint, tokenizer, layout: DimooLayout, tmp_path) -> None:
     target = SOURCE.copy()
     target[0, 1, 1] = 77
@@ -262,17 +451,24 @@ def test_training_on_its_sequences_corrupts_codes_only(checkpoint, tokenizer, la
     args = RMTrainingArguments(
         str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", disable_tqdm=True, pool_fraction=0.5, dataloader_pin_memory=False,
+        loss_chunk_rows=4,
     )  # fmt: skip
+    shapes: list = []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, out: shapes.append(tuple(out.shape)))
     before = model.get_input_embeddings().weight.detach().clone()
     ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate).train()
     assert not torch.equal(before[dimoo.MASK_ID], model.get_input_embeddings().weight[dimoo.MASK_ID])
+    # The scores of all positions never exist at once, the fourth loss included: 12 labelled ones in threes of four.
+    assert set(shapes) == {(4, dimoo.VOCAB_SIZE)} and len(shapes) == 2 * 3 * 2
 
 
-def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae) -> None:
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae, tokenizer) -> None:
     folder = write_lumina(tmp_path / "narrow")
     narrow = RMForMaskedDiffusion.from_backbone(str(folder), history_scope="editable")
     with pytest.raises(ValueError, match="134548"):
         check_dimoo(narrow)
+    with pytest.raises(ValueError, match="134548"):
+        DimooEditor(narrow, tokenizer, VQTokens(vqvae))
     from diffusers import VQModel
 
     with pytest.raises(ValueError, match="8192"):
@@ -285,21 +481,21 @@ def test_the_recipe_trains_an_adapter_and_evaluates_it(checkpoint, tmp_path) -> 
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     diffusers.VQModel(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=4,
+        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 5, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 5, block_out_channels=(8,) * 5, layers_per_block=1, norm_num_groups=4,
         num_vq_embeddings=8192, vq_embed_dim=4, sample_size=32,
     ).save_pretrained(shutil.copytree(checkpoint, tmp_path / "base") / "vqvae")  # fmt: skip
     draw = np.random.default_rng(0)
-    for i in range(2):
-        picture = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for i, width in enumerate((40, 80, 40)):
+        picture = draw.integers(0, 256, (40, width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}a.png")
-        picture[:20] = draw.integers(0, 256, (20, 40, 3), dtype=np.uint8)
+        picture[:20] = draw.integers(0, 256, (20, width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}b.png")
     row = '{{"source": "{0}a.png", "target": "{0}b.png", "instruction": "paint it red"}}\n'
-    (tmp_path / "pairs.jsonl").write_text("".join(row.format(i) for i in range(2)))
+    (tmp_path / "pairs.jsonl").write_text("".join(row.format(i) for i in range(3)) + row.format(7))
     config = yaml.safe_load((ROOT / "recipes" / "configs" / "lumina-edit.yaml").read_text())
     config |= {
-        "base": str(tmp_path / "base"), "output_dir": str(tmp_path / "out"), "size": 32, "lora_rank": 2,
+        "base": str(tmp_path / "base"), "output_dir": str(tmp_path / "out"), "size": 64, "lora_rank": 2,
         "model_init_kwargs": "{}", "max_steps": 2, "gradient_accumulation_steps": 1, "bf16": False, "use_cpu": True,
         "base_steps": 2, "warmup_steps": 0, "train_pairs": str(tmp_path / "pairs.jsonl"), "eval_batch_size": 2,
         "eval_pairs": str(tmp_path / "pairs.jsonl"), "sheet_edits": 1, "logging_steps": 1, "save_steps": 1,
@@ -314,10 +510,12 @@ def test_the_recipe_trains_an_adapter_and_evaluates_it(checkpoint, tmp_path) -> 
         assert run.returncode == 0, run.stderr[-3000:]
         written.append(weights.stat().st_mtime_ns)
     assert written[0] == written[1], "a finished training is not repeated"
-    records = json.loads((tmp_path / "out" / "records.json").read_text())
-    assert [record["system"] for record in records] == ["copy", "limit", "base, regenerated", "RM"]
-    assert all(len(record["edits"]["psnr"]) == 2 for record in records)
+    assert "1 pairs left out: 1 file missing" in run.stderr
+    records = read_records(tmp_path / "out" / "records.json")
+    assert [record["system"] for record in records] == ["copy", "oracle", "base, regenerated", "RM"]
+    assert all(len(record["edits"]["psnr"]) == 3 for record in records)
+    assert len(records[1]["reconstruction"]["target"]) == 3 and "encoded and decoded (PSNR)" in run.stdout
     assert records[2]["forwards"] == 6.0, "two steps of three branches"
     for name in ("base.png", "rm.png"):
         with Image.open(tmp_path / "out" / name) as sheet:
-            assert sheet.height > 32
+            assert sheet.height == 22 + 150, "one edit of the commonest size"

@@ -9,9 +9,10 @@ from PIL import Image
 
 from hf_rm import RMTrainer, RMTrainingArguments
 from hf_rm.history import HistorySegments, HistoryState
-from hf_rm.tasks.image_editing import generate_edits, load_codebook, receptive_field
+from hf_rm.tasks.image_editing import fit_codebook, generate_edits, load_codebook, receptive_field
 from hf_rm.tasks.image_editing.collator import edit_collator
-from hf_rm.tasks.image_editing.edit import edit_images
+from hf_rm.tasks.image_editing.edit import edit_images, with_kept_pixels
+from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows, edit_layout
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 from hf_rm.tasks.image_editing.sheets import (
@@ -140,6 +141,36 @@ def test_a_canvas_of_masks_is_filled_with_codes(book, layout: EditLayout, model)
         edit_images(model, layout, book, larger.source, larger.instructions)
 
 
+def test_an_instruction_that_cannot_be_read_leaves_its_picture_and_the_others_go_on(
+    book, layout: EditLayout, model, caplog
+) -> None:
+    examples = generate_edits(4, seed=7)
+    settings = {"max_steps": 4, "revise_threshold": 0.5, "batch_size": 2}
+    asked = [examples.instructions[0], " ", "word " * 13, examples.instructions[3]]
+    run = edit_images(model, layout, book, examples.source, asked, **settings)
+    assert list(run.left_out) == [1, 2] and "0 words" in run.left_out[1] and "13 words" in run.left_out[2]
+    assert "2 of 4 instructions cannot be read" in caplog.text
+    alone = edit_images(model, layout, book, examples.source[[0, 3]], [asked[0], asked[3]], **settings)
+    assert (run.states[:, [0, 3]] == alone.states).all() and (run.result[[0, 3]] == alone.result).all()
+    assert run.num_forwards.tolist() == [alone.num_forwards[0], 0, 0, alone.num_forwards[1]]
+    assert (run.result[1:3] == examples.source[1:3]).all() and not run.predicted[1:3].any()
+    filled = edit_images(model, layout, book, examples.source, asked, decoding="regenerate", steps=2)
+    assert (filled.result[1:3] == examples.source[1:3]).all() and (filled.states[0, [0, 3]] == -1).all()
+    with pytest.raises(ValueError, match="no instruction can be read"):
+        edit_images(model, layout, book, examples.source[:1], [""])
+
+
+def test_an_editor_of_parts_that_do_not_fit_is_refused(layout: EditLayout, book, tmp_path: Path) -> None:
+    fewer = EditLayout(layout.words[:-1], layout.codes, layout.rows, layout.columns, layout.text_length)
+    folder = ImageEditor(build_image_edit_model(fewer, **TINY), layout, book).save(tmp_path / "narrow")
+    with pytest.raises(ValueError, match=rf"{fewer.vocab_size} ids, and words and codes for {layout.vocab_size}"):
+        ImageEditor.load(folder)
+    small = fit_codebook(generate_edits(4).source, codes=16)
+    ImageEditor(build_image_edit_model(layout, **TINY), layout, small).save(tmp_path / "other")
+    with pytest.raises(ValueError, match="codebook of 16 codes"):
+        ImageEditor.load(tmp_path / "other")
+
+
 def test_training_learns_to_copy_and_to_re_mask(tmp_path: Path) -> None:
     """Toy edits: 'paint' turns every code 2 of the source into 3; everything else stays."""
     toy = EditLayout(["paint"], codes=4, rows=3, columns=3, text_length=1)
@@ -199,7 +230,12 @@ def test_sheets_and_animations_show_what_happened(book, tmp_path: Path) -> None:
     assert len(frames) == 3  # the last step changed nothing
     assert (frames[0] == book.decode(before[:1])[0]).all() and (frames[2] == book.decode(after[:1])[0]).all()
     assert np.isin(frames[1][fine[0]], (205, 203, 198, 184, 182, 177)).all()
-    with Image.open(write_revision_gif(tmp_path / "a.gif", states, book)) as gif:
+    # What the user gets: the source's own pixels wherever the token is the source's.
+    shown = revision_frames(states, book, examples.source[0])
+    assert (shown[0] == examples.source[0]).all() and not (frames[0] == examples.source[0]).all()
+    assert (shown[2] == with_kept_pixels(book.decode(after[:1]), examples.source[:1], ~changed[:1])[0]).all()
+    assert (shown[1][fine[0]] == frames[1][fine[0]]).all()
+    with Image.open(write_revision_gif(tmp_path / "a.gif", states, book, examples.source[0])) as gif:
         assert gif.n_frames == 3 and gif.size == (256, 256)
     with pytest.raises(ValueError, match="one of each"):
         write_edit_sheet(tmp_path / "x.png", examples.source, changed, examples.source, examples.target, ["one"])

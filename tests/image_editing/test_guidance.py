@@ -11,7 +11,7 @@ from hf_rm.generation_denoiser_rm import Denoised
 from hf_rm.history import HistoryState
 from hf_rm.tasks.image_editing import generate_edits, load_codebook
 from hf_rm.tasks.image_editing.edit import edit_images
-from hf_rm.tasks.image_editing.guidance import TwoScaleGuidance, guided
+from hf_rm.tasks.image_editing.guidance import KeptSource, TwoScaleGuidance, guided
 from hf_rm.tasks.image_editing.layout import EditLayout, edit_layout
 from hf_rm.tasks.image_editing.model import build_image_edit_model
 
@@ -37,8 +37,8 @@ def start() -> tuple[Tensor, Tensor]:
 
 def test_the_formula_by_hand() -> None:
     cond, text, image = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 3.0]])
-    assert guided(cond, text, image, 2.5, 4.0).tolist() == [[3.5, -2.0]]
-    assert guided(cond, text, image, 0.0, 0.0).tolist() == [[1.0, 2.0]]
+    assert guided(cond, [(text, 2.5), (image, 4.0)]).tolist() == [[3.5, -2.0]]
+    assert guided(cond, []).tolist() == [[1.0, 2.0]]
 
 
 def test_each_branch_loses_one_condition_and_keeps_the_other_and_the_canvas(model) -> None:
@@ -65,12 +65,12 @@ def test_scores_are_the_formula_of_three_forward_passes_with_their_own_histories
     for step in range(int(output.num_steps.max())):
         scores = []
         for branch, seen in enumerate(
-            (states[step], LAYOUT.without_text(states[step])[0], LAYOUT.without_source(states[step]))
+            (states[step], LAYOUT.without_text(states[step])[0], LAYOUT.without_source(states[step])[0])
         ):
             out = model(seen, editable_mask=editable, history=memories[branch])
             memories[branch] = out.history
             scores.append(out.logits.float())
-        logits = guided(*scores, 1.5, 0.5)
+        logits = guided(scores[0], [(scores[1], 1.5), (scores[2], 0.5)])
         own = logits.gather(-1, states[step][..., None])[..., 0]
         fill = logits.clone()
         fill[..., [0, *suppressed]] = -torch.inf
@@ -121,6 +121,35 @@ def test_scores_of_known_branches_come_out_as_computed() -> None:
     assert (first.logits == 1 + 2.5 * 0.5 + 4 * 2).all() and first.logits.dtype == torch.float32
     second = guidance._denoise(ids, None, editable, first.history, True, None)
     assert second.history.accumulator[0, 0].tolist() == [2, 2, 1, 1, -2, -2]
+
+
+def test_the_source_is_kept_below_a_share_that_is_asked_for(model) -> None:
+    ids, editable = start()
+    canvas, source = LAYOUT.canvas, ids[:, LAYOUT.source]
+    blank = ids.masked_fill(editable, 0)
+    with torch.no_grad():
+        share = model(blank, editable_mask=editable, use_history=False).logits.float()[:, canvas].softmax(-1)
+    share[..., [0, *LAYOUT.suppressed_token_ids]] = 0
+    best, own = share.max(-1), share.gather(-1, source[..., None])[..., 0]
+    settings = {"reveal": "all", "revise": None, "use_history": False, "max_steps": 1}
+    changed = []
+    for threshold in (0.5, 0.6, 0.9):
+        kept = KeptSource(model, LAYOUT, threshold)
+        found = kept.generate_reflective(blank, editable_mask=editable, **settings).sequences[:, canvas]
+        surer = best.values / (best.values + own) > threshold
+        assert torch.equal(found, torch.where(surer, best.indices, source)), threshold
+        changed.append(int((found != source).sum()))
+    assert changed[0] >= changed[1] >= changed[2] and changed[0] > changed[2], changed
+    # The words and the source are never touched, and neither are scores at positions that do not exist.
+    positions = torch.tensor([[canvas.start, LAYOUT.length + 5]]).expand(3, -1)
+    scores = KeptSource(model, LAYOUT, 0.9)._denoise(blank, None, editable, None, False, positions).logits
+    plain = model._denoise(blank, None, editable, None, False, positions).logits
+    moved = (scores - plain)[:, 0]
+    assert torch.equal(moved.nonzero()[:, 1], source[:, 0])
+    assert moved.amax(-1).tolist() == pytest.approx([np.log(9)] * 3, abs=1e-5)
+    for wrong in (0.4, 1.0):
+        with pytest.raises(ValueError, match="`keep_threshold`"):
+            KeptSource(model, LAYOUT, wrong)
 
 
 def test_edits_take_scales_and_wrong_ones_are_refused(model) -> None:

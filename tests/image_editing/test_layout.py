@@ -132,6 +132,14 @@ def test_drops_come_at_their_rates_independently_and_by_row(layout: EditLayout) 
     assert (collate(rows_of(layout, 4000))["input_ids"] != batch).any()
 
 
+def test_conditions_are_dropped_in_a_tenth_of_the_rows_unless_asked_otherwise(layout: EditLayout) -> None:
+    for collate in (edit_collator(layout), EditSFTCollator(0, layout=layout)):
+        assert (collate.text_drop, collate.image_drop) == (0.1, 0.1)
+        batch = collate(rows_of(layout, 4000))["input_ids"]
+        text, image = batch[:, 0] == 2, (batch[:, layout.source] == 0).all(-1)
+        assert abs(text.float().mean() - 0.1) < 0.02 and abs(image.float().mean() - 0.1) < 0.02
+
+
 def test_wrong_settings_are_refused(layout: EditLayout) -> None:
     with pytest.raises(ValueError, match="`text_drop`"):
         edit_collator(layout, text_drop=1.5)

@@ -1,10 +1,24 @@
 """Measures of edits: worked numbers, and results that must fail."""
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from hf_rm.tasks.image_editing import edit_metrics, generate_edits, instruction_success, vqa_score
-from hf_rm.tasks.image_editing.metrics import CHANGED, MAX_PSNR, described
+from hf_rm.tasks.image_editing import (
+    edit_metrics,
+    generate_edits,
+    instruction_success,
+    load_codebook,
+    scenes,
+    vqa_score,
+)
+from hf_rm.tasks.image_editing.edit import with_kept_pixels
+from hf_rm.tasks.image_editing.metrics import CHANGED, MAX_PSNR, described, load_scorer, share_as_before
+
+ROOT = Path(__file__).parents[2]
 
 
 def picture(value: int = 100) -> np.ndarray:
@@ -63,6 +77,49 @@ def test_success_needs_the_right_thing_in_the_right_place() -> None:
     assert instruction_success(shifted, examples)[moved].mean() < 0.5
 
 
+@pytest.mark.parametrize("purpose, agree, succeed", [("calibration", 66, 25), ("validation", 30, 11)])
+def test_the_check_agrees_with_the_eye(purpose: str, agree: int, succeed: int) -> None:
+    judged = json.loads((ROOT / "tests" / "data" / "image_edit_judged.json").read_text())["sets"]
+    (chosen,) = (part for part in judged if part["purpose"] == purpose)
+    numbers = [edit["number"] for edit in chosen["edits"]]
+    parts = [generate_edits(1, chosen["seed"], "dev", first=number, cell=8, emoji=24) for number in numbers]
+    book = load_codebook(ROOT / "model_cards" / "rm-image-edit" / "codebook.npz")
+    found = []
+    for part, edit in zip(parts, chosen["edits"], strict=True):
+        tokens = np.array(edit["tokens"]).reshape(1, 8, 8)
+        result = with_kept_pixels(book.decode(tokens), part.source, tokens == book.encode(part.source))
+        found.append(bool(instruction_success(result, part)[0]))
+    done = [edit["done"] for edit in chosen["edits"]]
+    assert (sum(a == b for a, b in zip(found, done, strict=True)), sum(found)) == (agree, succeed)
+
+
+def test_leftovers_anywhere_in_the_region_are_no_success() -> None:
+    """Also where the object is half transparent or thin: the place of the other comparison is its opaque middle."""
+    examples, refused = generate_edits(60, seed=11, operations=["remove", "replace"]), 0
+    for row in range(len(examples)):
+        region = examples.mask[row]
+        result = examples.target[row].copy()
+        columns = np.flatnonzero(region.any(0))
+        edge = region & (np.arange(64) < columns[0] + (columns[-1] - columns[0] + 1) * 0.3)
+        result[edge] = examples.source[row][edge]
+        one = generate_edits(1, seed=11, operations=["remove", "replace"], first=row)
+        share = share_as_before(result, examples.source[row], examples.target[row], region)
+        if share > 0.1:
+            refused += 1
+            assert not instruction_success(result[None], one)[0], row
+        assert instruction_success(one.target, one)[0]
+    assert refused > 30
+
+
+def test_a_grey_filling_is_no_object_and_a_plain_background_is_one() -> None:
+    for row in range(40):
+        one = generate_edits(1, seed=6, split="test_photos", first=row)
+        (edit,) = one.edits
+        flat = one.target.copy()
+        flat[one.mask] = scenes.BACKGROUNDS[edit.colour] if edit.subject is None else flat[one.mask].mean()
+        assert instruction_success(flat, one)[0] == (edit.subject is None), (row, edit)
+
+
 def test_a_scorer_is_asked_about_what_the_picture_should_show() -> None:
     examples = generate_edits(5, seed=1)
     asked: list[str] = []
@@ -71,12 +128,30 @@ def test_a_scorer_is_asked_about_what_the_picture_should_show() -> None:
         asked.extend(texts)
         return [0.25] * len(pictures)
 
-    assert vqa_score(scorer, examples.target, examples).tolist() == [0.25] * 5
-    assert asked == described(examples) and all(asked)
+    texts = described(examples)
+    assert vqa_score(scorer, examples.target, texts).tolist() == [0.25] * 5
+    assert asked == texts and all(asked)
     with pytest.raises(ValueError, match="`scorer`"):
-        vqa_score(lambda pictures, texts: [0.5], examples.target, examples)
+        vqa_score(lambda pictures, texts: [0.5], examples.target, texts)
     with pytest.raises(ValueError, match="`scorer`"):
-        vqa_score(lambda pictures, texts: [2.0] * 5, examples.target, examples)
+        vqa_score(lambda pictures, texts: [2.0] * 5, examples.target, texts)
+    with pytest.raises(ValueError, match="`texts` has 4"):
+        vqa_score(scorer, examples.target, texts[1:])
+
+
+def test_a_scorer_is_found_by_name_in_the_working_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_scorer_of_this_test.py").write_text(
+        "half = lambda pictures, texts: [0.5] * len(texts)\nnine = 9\n"
+    )
+    scorer = load_scorer("own_scorer_of_this_test:half")
+    assert vqa_score(scorer, picture(), ["a cat"]).tolist() == [0.5]
+    for wrong in ("own_scorer_of_this_test", "own_scorer_of_this_test:none", "no_such_module_here:x", ":x"):
+        with pytest.raises(ValueError, match=f"`vqa` is '{wrong}'"):
+            load_scorer(wrong)
+    with pytest.raises(ValueError, match="a int: name something to call"):
+        load_scorer("own_scorer_of_this_test:nine")
 
 
 def test_bad_input_is_named() -> None:

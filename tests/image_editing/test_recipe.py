@@ -1,10 +1,12 @@
 """The image recipe as a user launches it, and the trainer with its fourth loss."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from hf_rm.tasks.image_editing.collator import edit_collator
 from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
 from hf_rm.tasks.image_editing.model import build_image_edit_model
+from hf_rm.tasks.image_editing.report import read_records
 from hf_rm.tasks.image_editing.scenes import instruction_words
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.tasks.sudoku.model import VARIANTS
@@ -66,6 +69,35 @@ def test_the_fourth_loss_looks_at_the_unedited_canvas_of_every_row(tmp_path: Pat
         ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=-1)
 
 
+@pytest.mark.parametrize("pool", [0.0, 0.5])
+def test_four_losses_in_chunks_are_those_of_all_scores_at_once(tmp_path: Path, pool: float) -> None:
+    layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
+    source = np.random.default_rng(0).integers(0, 4, (16, 2, 2))
+    rows = EditRows(layout.sequences(["paint"] * 16, source, np.where(source == 2, 3, source)), layout)
+    collate = edit_collator(layout, full_corruption=1.0, first_states=0.3)
+    batch = collate([rows[i] for i in range(8)])
+    found = []
+    for chunk in (0, 5):
+        torch.manual_seed(0)
+        model = build_image_edit_model(layout, **TINY)
+        shapes: list = []
+        model.get_output_embeddings().register_forward_hook(lambda module, given, out: shapes.append(out.shape))  # noqa: B023
+        args = tiny_training(tmp_path, pool_fraction=pool, loss_chunk_rows=chunk, per_device_train_batch_size=8)
+        trainer = ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=0.5)
+        model.train()
+        total = 0.0
+        for _ in range(3):  # the pool goes on
+            loss = trainer.compute_loss(model, {name: value.clone() for name, value in batch.items()})
+            loss.backward()
+            total += loss.item()
+        found.append((total, [parameter.grad.clone() for parameter in model.parameters()]))
+        assert max(shape[0] if len(shape) == 2 else shape[0] * shape[1] for shape in shapes) == (chunk or 8 * 9)
+        assert not trainer.compute_loss(model, batch, return_outputs=True)[1]["loss"].isnan()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_train_evaluate_and_report(tmp_path: Path) -> None:
@@ -73,9 +105,11 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     settings |= {
         "output_dir": str(tmp_path / "out"), "train_edits": 16, "eval_edits": 6, "max_steps": 2, "use_cpu": True,
         "per_device_train_batch_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_layers": 1,
-        "pool_fraction": 0.5, "sheet_edits": 4, "logging_steps": 1, "warmup_steps": 0,
+        "pool_fraction": 0.5, "sheet_edits": 4, "logging_steps": 1, "warmup_steps": 0, "patch": 8, "codes": 16,
+        "cell": 8, "emoji": 12, "dev_edits": 3, "other_edits": 2, "vqa": "own_scorer:half",
         "start": {"max_steps": 3, "learning_rate": 0.01},
     }  # fmt: skip
+    (tmp_path / "own_scorer.py").write_text("half = lambda pictures, texts: [0.5] * len(texts)\n")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, str(ROOT / "recipes" / "image_edit.py"), "--config", str(tmp_path / "tiny.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -85,46 +119,135 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
             [*command, *more], capture_output=True, text=True, timeout=280, env=environment, cwd=tmp_path
         )
         assert run.returncode == 0, run.stderr[-3000:]
-        assert "copy the source" in run.stdout and "differences from sft, seed 0, paired" in run.stdout
+        for expected in (
+            "copy the source", "oracle: the target's own", "minus sft, seed 0, all edits, paired", "VQAScore 0.5 (",
+            "minus sft, seed 0, edits that both acted on", "at equal coverage, paired", "all 200 training names",
+            "objects anywhere", "unseen names", "encoded and decoded (PSNR): sources",
+        ):  # fmt: skip
+            assert expected in " ".join(run.stdout.split()), expected
         assert ("trained before" in run.stdout) == (not more) == ("evaluated before" in run.stdout)
     claimed = json.loads((tmp_path / "out" / "rm_seed0" / "settings.json").read_text())
-    assert (claimed["train_edits"], claimed["max_steps"], claimed["cell"]) == (16, 2, 1)
+    assert (claimed["train_edits"], claimed["max_steps"], claimed["cell"], claimed["size"]) == (16, 2, 8, 64)
     began = json.loads((tmp_path / "out" / "start_seed0" / "settings.json").read_text())
     assert claimed["start"] == {"max_steps": 3, "learning_rate": 0.01}
     assert (began["start"], began["max_steps"], began["learning_rate"]) == ({}, 3, 0.01)
     files = ("start_seed0/start.json", "rm_seed0/trained.json", "sft_seed0/trained.json")
     minutes = [json.loads((tmp_path / "out" / file).read_text())["cpu_minutes"] for file in files]
     assert minutes[0] < min(minutes[1:])  # the start counts for both
-    records = {record["name"]: record for record in json.loads((tmp_path / "out" / "records.json").read_text())}
-    assert set(records) == {"copy the source", "target's tokens (limit)", "rm, seed 0", "sft, seed 0"}
+    everything = read_records(tmp_path / "out" / "records.json")
+    records = {record["system"]: record for record in everything if "condition" not in record}
+    assert list(records) == ["copy", "oracle", "rm", "sft", "sft-keep"]
     assert all(len(record["edits"]["psnr"]) == 6 for record in records.values())
-    assert records["copy the source"]["edits"]["success"] == [0.0] * 6
+    assert records["copy"]["edits"]["success"] == [0.0] * 6 and records["sft-keep"]["keep_threshold"] >= 0.5
+    conditions = [(record["condition"], record["system"]) for record in everything if "condition" in record]
+    assert conditions == [
+        (condition, system)
+        for condition in ("all 200 training names", "objects anywhere", "unseen names")
+        for system in ("oracle", "rm", "sft")
+    ]
     for system in ("rm", "sft"):
-        with Image.open(tmp_path / "out" / f"{system}_seed0" / "sheet.png") as sheet:
+        with Image.open(tmp_path / "out" / f"{system}_seed0-sheet.png") as sheet:
             assert sheet.height == 22 + 4 * 150
-        assert (tmp_path / "out" / f"{system}_seed0" / "revision.gif").stat().st_size > 1000
+        assert (tmp_path / "out" / f"{system}_seed0-revision.gif").stat().st_size > 1000
+    assert (card / "sheet-sft.png").read_bytes() == (tmp_path / "out" / "sft_seed0-sheet.png").read_bytes()
     text = (card / "README.md").read_text()
     assert "| rm, seed 0 |" in text and "6 held-out edits (split dev" in text and "* `max_steps`: 2" in text
     assert "nan" not in (card / "records.json").read_text().lower()
+    assert len(read_records(card / "records.json")) == len(everything)
     editor, trained = ImageEditor.load(card), ImageEditor.load(tmp_path / "out" / "rm_seed0")
-    examples = generate_edits(2, seed=3)
+    examples = generate_edits(2, seed=3, cell=8, emoji=12)
     runs = [one.edit(examples.source, examples.instructions, max_steps=4) for one in (editor, trained)]
     assert (runs[0].states == runs[1].states).all() and (runs[0].result == runs[1].result).all()
     assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"
 
 
-def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def recipe(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     specification = importlib.util.spec_from_file_location("image_edit_recipe", ROOT / "recipes" / "image_edit.py")
-    recipe = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "image_edit_recipe", recipe)
-    specification.loader.exec_module(recipe)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
-    arguments = recipe.ImageEditArguments(train_edits=4, codes=8, cell=8, patch=8, emoji=8, **sizes)
-    training = RMTrainingArguments(
-        str(tmp_path), max_steps=1, per_device_train_batch_size=2, save_strategy="no", bf16=True, use_cpu=True,
-        report_to="none", disable_tqdm=True,
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "image_edit_recipe", module)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, "_CODEBOOK_PICTURES", 16)
+    return module
+
+
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
+
+
+def tiny_training(folder: Path, **more: object) -> RMTrainingArguments:
+    settings = {"max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 2, **more}
+    return RMTrainingArguments(str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **settings)
+
+
+def test_minutes_of_an_interrupted_training_count(tmp_path: Path, recipe, monkeypatch) -> None:
+    arguments = recipe.ImageEditArguments(train_edits=8, codes=8, cell=8, patch=8, emoji=8, **TINY)
+    training = tiny_training(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    book = recipe.codebook(arguments, tmp_path)
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(time, "process_time", lambda: 600.0 * next(seconds))
+    compute = recipe.ImageEditTrainer.compute_loss
+
+    def interrupted(self, *given, **named):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return compute(self, *given, **named)
+
+    monkeypatch.setattr(recipe.ImageEditTrainer, "compute_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.trained_editor(arguments, training, "rm", 0, book)
+    before = json.loads((tmp_path / "rm_seed0" / "clock.json").read_text())["cpu_seconds"]
+    monkeypatch.setattr(recipe.ImageEditTrainer, "compute_loss", compute)
+    _, minutes = recipe.trained_editor(arguments, training, "rm", 0, book)
+    assert before >= 600 and minutes > before / 60 + 5
+    assert recipe.trained_editor(arguments, training, "rm", 0, book)[1] == minutes
+    assert json.loads((tmp_path / "rm_seed0" / "trained.json").read_text()) == {"cpu_minutes": minutes}
+
+
+def test_what_is_kept_is_found_again_by_its_content(tmp_path: Path, recipe) -> None:
+    fitted = set()
+    for changes in ({}, {"emoji": 9}, {"codes": 9}, {"cell": 4}, {}):
+        settings = {"codes": 8, "cell": 8, "patch": 8, "emoji": 8, "train_edits": 8, **changes}
+        recipe.codebook(recipe.ImageEditArguments(**settings), tmp_path)
+        fitted.add(len(list(tmp_path.glob("codebook-*.npz"))))
+    assert fitted == {1, 2, 3, 4}
+
+    arguments = recipe.ImageEditArguments(eval_edits=3, cell=8, emoji=8, patch=8, codes=8, eval_split="dev", **TINY)
+    editor, _ = recipe.trained_editor(
+        dataclasses.replace(arguments, train_edits=4), tiny_training(tmp_path), "rm", 0,
+        recipe.codebook(arguments, tmp_path),
     )  # fmt: skip
+    judge = recipe.Judge(arguments, tmp_path, None)
+    found = [
+        judge.evaluate(
+            editor, "rm", 0, recipe.compose(arguments, 3, seed, "dev"), draws=False, decoding="regenerate", **more
+        )
+        for seed, more in ((1, {}), (2, {}), (1, {"keep_threshold": 0.9}), (1, {}))
+    ]
+    assert len(list((tmp_path / "rm_seed0").glob("results-*.json"))) == 3
+    assert found[3] == found[0]
+    assert found[1]["edits"]["ssim"] != found[0]["edits"]["ssim"]
+
+
+def test_what_the_recipe_takes_unless_asked_otherwise(recipe) -> None:
+    arguments = recipe.ImageEditArguments()
+    assert (arguments.text_drop, arguments.image_drop, arguments.unlikelihood_weight) == (0.1, 0.1, 0.1)
+    assert (arguments.eval_edits, arguments.dev_edits, arguments.other_edits, arguments.size) == (500, 200, 200, 64)
+
+
+def test_larger_pictures_get_larger_layouts(tmp_path: Path, recipe) -> None:
+    arguments = recipe.ImageEditArguments(train_edits=4, size=128, cell=8, emoji=8, patch=16, codes=8, **TINY)
+    book = recipe.codebook(arguments, tmp_path)
+    rows, layout = recipe.training_rows(arguments, 0, book)
+    assert (layout.rows, layout.columns, len(rows)) == (8, 8, 4)
+    assert recipe.held_out(dataclasses.replace(arguments, eval_edits=2)).source.shape == (2, 128, 128, 3)
+    with pytest.raises(ValueError, match="`size` is 72"):
+        recipe.training_rows(dataclasses.replace(arguments, size=72), 0, book)
+
+
+def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_path: Path, recipe) -> None:
+    arguments = recipe.ImageEditArguments(train_edits=4, codes=8, cell=8, patch=8, emoji=8, **TINY)
+    training = tiny_training(tmp_path, bf16=True)
     editor, _ = recipe.trained_editor(arguments, training, "rm", 0, recipe.codebook(arguments, tmp_path))
     ids = torch.zeros(1, editor.layout.length, dtype=torch.long)
     editable = torch.from_numpy(editor.layout.editable_mask)[None]
@@ -136,8 +259,7 @@ def test_what_is_evaluated_is_what_was_saved_without_the_trainers_autocast(tmp_p
 
 def test_systems_begin_with_the_same_weights_and_their_own_history(tmp_path: Path) -> None:
     layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
-    start = build_image_edit_model(layout, "no-hr", **sizes)
+    start = build_image_edit_model(layout, "no-hr", **TINY)
     start.save_pretrained(tmp_path)
     for variant in ("hr-decay-her", "no-hr"):
         model = RMForMaskedDiffusion.from_pretrained(tmp_path, attn_implementation="eager", **VARIANTS[variant])
@@ -168,7 +290,7 @@ def test_users_pairs_are_trained_on_and_bad_ones_are_counted(tmp_path: Path) -> 
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     assert "4 edits of held" in run.stdout and "1 pairs left out: 1 file missing" in run.stderr
-    (record,) = [r for r in json.loads((tmp_path / "out" / "records.json").read_text()) if r["system"] == "rm"]
+    (record,) = [r for r in read_records(tmp_path / "out" / "records.json") if r["system"] == "rm"]
     assert len(record["edits"]["psnr"]) == 4 and np.isnan(record["edits"]["success"]).all()
     editor = ImageEditor.load(tmp_path / "out" / "rm_seed0")
     assert set(editor.layout.words) == {word for text in examples.instructions for word in instruction_words(text)}

@@ -10,11 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from tiny_remedi import sft_trainer  # noqa: E402
+from tiny_remedi import BLOCKWISE, sft_trainer, tiny_remedi  # noqa: E402
 
 
 def main() -> None:
-    trainer = sft_trainer(sys.argv[1], **json.loads(sys.argv[2]))
+    settings = json.loads(sys.argv[2])
+    model = tiny_remedi(talkative=False, **(BLOCKWISE if settings.pop("blocks", False) else {}))
+    trainer = sft_trainer(sys.argv[1], model, **settings)
     trainer.train()
     trainer.save_model(str(Path(sys.argv[1]) / "final"))
     if trainer.is_world_process_zero():

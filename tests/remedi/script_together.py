@@ -1,6 +1,7 @@
 """
-Remask SFT, Remask RL and RM's RL with an adapter and gradient checkpointing, for a test that needs processes; in RL a
-row's draws depend on its place in the whole batch, so that two processes and one see the same runs.
+Remask SFT and Remask RL (both also with attention by blocks) and RM's RL, with an adapter and gradient checkpointing,
+for a test that needs processes; in RL a row's draws depend on its place in the whole batch, so that two processes and
+one see the same runs.
 
     python script_together.py OUTPUT_DIR '{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}'
 """
@@ -14,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import torch  # noqa: E402
 from tiny_models import wrapped  # noqa: E402
-from tiny_remedi import sft_trainer, tiny_remedi  # noqa: E402
-from tiny_rl import draft_trainer, rl_trainer  # noqa: E402
+from tiny_remedi import BLOCKWISE, sft_trainer, tiny_remedi  # noqa: E402
+from tiny_rl import block_trainer, draft_trainer, rl_trainer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from hf_rm.training import default_lora_config, grpo  # noqa: E402
 
-KINDS = ("sft", "remedi", "rm")
+KINDS = ("sft", "sft-blocks", "remedi", "remedi-blocks", "rm")
 BOTH = {"gradient_checkpointing": True, "optim": "sgd", "learning_rate": 0.02, "max_grad_norm": 0.0, "max_steps": 2}
 ROLL_OUT = grpo.roll_out
 
@@ -32,12 +33,13 @@ def sums(completion_ids: list[list[int]], **columns: Any) -> list[float]:
 
 def make(kind: str, folder: Path, **settings: Any) -> Any:
     """A trainer of an adapter (and, for RemeDi, of the whole stream)."""
-    model = wrapped(1) if kind == "rm" else tiny_remedi(1)
+    model = wrapped(1) if kind == "rm" else tiny_remedi(1, **(BLOCKWISE if kind.endswith("blocks") else {}))
     torch.manual_seed(0)
     settings = {**BOTH, "peft_config": default_lora_config(model, r=2), **settings}
-    if kind == "sft":
+    if kind.startswith("sft"):
         return sft_trainer(folder, model, backbone_learning_rate=0.01, **settings)
-    return (rl_trainer if kind == "remedi" else draft_trainer)(folder, model, rewards=sums, **settings)
+    rl = {"remedi": rl_trainer, "remedi-blocks": block_trainer, "rm": draft_trainer}[kind]
+    return rl(folder, model, rewards=sums, **settings)
 
 
 def keyed_draws(trainer: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_remedi import tiny_remedi
+from tiny_remedi import BLOCKWISE, tiny_remedi
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig, RemeDiForMaskedDiffusion
@@ -72,7 +72,6 @@ def assert_row(output: ReflectiveOutput, row: int, mask: Tensor, expected: list[
 
 
 PROMPTS = [[3, 4, 6, 2, 8], [1, 10], [6]]
-BLOCKWISE = {"attention_block_length": BLOCK, "attention_block_start": "answer"}
 
 
 @pytest.mark.parametrize("steps", [None, 6, 8, 20])
@@ -85,7 +84,9 @@ def test_blocks_with_and_without_a_cache_state_for_state(use_cache: bool, steps:
     for row, prompt in enumerate(PROMPTS):
         expected = slow(model, prompt, 10, split)
         assert_row(output, row, mask, expected)
-    assert output.num_forwards.tolist() == [sum(split)] * 3  # committing a block is not a step
+    # Committing a finished block to the cache is no step, but a pass.
+    assert output.num_steps.tolist() == [sum(split)] * 3
+    assert output.num_forwards.tolist() == [sum(split) + (len(split) - 1) * use_cache] * 3
     assert int(output.num_remasks.sum()) > 0 or steps == 6
     assert output.stop_reason == ["converged"] * 3 and not (output.sequences == MASK).any()
 

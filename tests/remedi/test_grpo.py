@@ -1,18 +1,25 @@
 """RemaskGRPOTrainer: its loss against a plain policy gradient, and that it learns, resumes and refuses."""
 
+import asyncio
+import math
 from collections.abc import Callable
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 from tiny_models import wrapped
-from tiny_remedi import tiny_remedi
-from tiny_rl import draft_trainer, drafts, fives, prompts, rl_trainer, word_tokenizer
+from tiny_remedi import BLOCKWISE, tiny_remedi
+from tiny_rl import block_trainer, draft_trainer, drafts, fives, prompts, rl_trainer, word_tokenizer
 from torch import Tensor
 
 from hf_rm.training.grpo import (
+    _DEFAULTS,
+    _UNREAD,
     RemaskGRPOConfig,
     RemaskGRPOTrainer,
     check_trl_version,
@@ -22,9 +29,8 @@ from hf_rm.training.grpo import (
 from hf_rm.training.log_probs import choice_log_probs
 from hf_rm.training.rollouts import Trajectory
 
-BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
 NO_END = {"stop_at_eos": False, "steps": 4}
-MAKERS: list[Callable[..., Any]] = [rl_trainer, draft_trainer]
+MAKERS: list[Callable[..., Any]] = [rl_trainer, block_trainer, draft_trainer]
 
 
 def mixed(completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -86,6 +92,59 @@ def test_ratios_are_exactly_one_at_the_first_update_and_move_on(tmp_path: Path, 
     assert trainer._metrics["train"]["clip_ratio/tokens"][0] > 0
 
 
+@pytest.mark.parametrize(("kind", "length"), [("remedi", 4), ("rm", 6), ("blocks", 12), ("blocks", 10)])
+def test_a_few_steps_stand_for_all(tmp_path: Path, kind: str, length: int) -> None:
+    """
+    Over every choice of two steps to look at, each counted once, the mean loss is the loss of all steps: one step a
+    look; a step of each of three blocks a look; and so where the last block is a short one.
+    """
+    settings: dict[str, Any] = {"rewards": mixed, "loss_steps": 2}
+    if kind == "rm":
+        trainer = draft_trainer(tmp_path, wrapped(5), **settings)
+    else:
+        model, steps = tiny_remedi(1, **(BLOCKWISE if kind == "blocks" else {})), {**NO_END, "steps": length}
+        trainer = rl_trainer(tmp_path, model, decoding=steps, max_completion_length=length, **settings)
+    batch, subsets = first_batch(trainer), []
+    for row in range(len(batch["advantages"])):
+        one = {name: value[row : row + 1] for name, value in batch.items() if name.startswith(("rollout", "adv"))}
+        trainer.args.loss_steps = None
+        now = trainer._log_probs(trainer.model, Trajectory.of(one))
+        taken = int((now.tokens_drawn | now.positions_drawn).any(-1).sum())
+        looks = 3 if kind == "blocks" else taken  # of four; the last step of a block draws nothing
+        subsets.append(math.comb(looks, min(2, looks)))
+        # Ratios other than 1, so that every step contributes something of its own.
+        ago = torch.linspace(-0.1, 0.15, now.tokens.shape[1])[None, :, None]
+        one |= {"old_positions": now.positions.detach() + ago, "old_tokens": now.tokens.detach() - ago}
+        one["advantages"] = torch.ones(1)  # of a group with equal rewards it is 0
+        whole = trainer._compute_loss(trainer.model, one).item()
+        trainer.args.loss_steps = 2
+        losses: dict[tuple[int, ...], float] = {}
+        for seed in range(200):
+            trainer.args.seed = seed
+            few = trainer._log_probs(trainer.model, Trajectory.of(one))
+            looked = tuple((few.tokens_drawn | few.positions_drawn).any(-1)[0].nonzero()[:, 0].tolist())
+            if looked not in losses:
+                losses[looked] = trainer._compute_loss(trainer.model, one).item()
+            if len(losses) == subsets[-1]:
+                break
+        assert len(losses) == subsets[-1] and abs(whole) > 0.1
+        assert sum(losses.values()) / len(losses) == pytest.approx(whole, rel=1e-4)
+    assert max(subsets) > 1  # an RM run may take no more than two steps
+
+
+def test_the_last_step_of_a_block_is_deterministic_unless_asked_for(tmp_path: Path) -> None:
+    """Of two steps a block the first alone has anything to train; RM's schedule has no such step."""
+    for settings, last in (({}, False), ({"greedy_last_step": False}, True)):
+        trainer = block_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), rewards=mixed, **settings)
+        found = trainer._log_probs(trainer.model, Trajectory.of(first_batch(trainer)))
+        drawn = (found.tokens_drawn | found.positions_drawn).any(-1).any(0).tolist()
+        assert drawn == [True, last] * 3
+    schedule = {"reveal": "confidence", "steps": 3, "max_steps": 5}
+    trainer = rl_trainer(tmp_path, wrapped(1), mixed, decoding=schedule, max_completion_length=6)
+    found = trainer._log_probs(trainer.model, Trajectory.of(first_batch(trainer)))
+    assert found.tokens_drawn[:, 2].any()
+
+
 def test_runs_and_answers_stay_together(tmp_path: Path) -> None:
     """TRL shuffles and splits the batch: each row's run still ends in its own answer."""
     trainer = rl_trainer(tmp_path, tiny_remedi(2), mixed, decoding=NO_END, gradient_accumulation_steps=2)
@@ -120,7 +179,7 @@ def test_accumulation_takes_the_same_step(tmp_path: Path, make: Callable[..., An
         torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", [rl_trainer, draft_trainer])
 def test_the_reward_rises(tmp_path: Path, make: Callable[..., Any]) -> None:
     """Fives are wanted, and come: from almost none to most of all tokens."""
     decoding = {"stop_at_eos": False, "steps": 2} if make is rl_trainer else {"max_steps": 5}
@@ -184,14 +243,14 @@ def test_resume_repeats_the_run(tmp_path: Path, make: Callable[..., Any]) -> Non
     assert "training_args.json" in files and "training_args.bin" not in files
 
 
-def test_lora_and_checkpointing_give_the_same_gradients(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [rl_trainer, block_trainer])
+def test_lora_and_checkpointing_give_the_same_gradients(tmp_path: Path, make: Callable[..., Any]) -> None:
     found = []
     for again in (False, True):
         torch.manual_seed(0)
         lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        trainer = rl_trainer(
-            tmp_path, tiny_remedi(1), mixed, decoding=NO_END, peft_config=lora, gradient_checkpointing=again
-        )
+        model = tiny_remedi(1, **(BLOCKWISE if make is block_trainer else {}))
+        trainer = make(tmp_path, model, rewards=mixed, peft_config=lora, gradient_checkpointing=again)
         batch = first_batch(trainer)
         found.append(gradients(trainer.model, trainer._compute_loss(trainer.model, batch)))
     assert found[0].keys() == found[1].keys() and all("lora" in name for name in found[0])
@@ -206,11 +265,18 @@ def test_evaluation(tmp_path: Path) -> None:
     assert metrics["eval_reward"] > 0 and metrics["eval_rollout/num_steps"] == 4
 
 
-def test_a_broken_reward_ends_nothing_and_moves_nothing(tmp_path: Path) -> None:
-    def broken(**columns: Any) -> list[float]:
-        raise RuntimeError("out of order")
+def broken(**columns: Any) -> list[float]:
+    raise RuntimeError("out of order")
 
-    trainer = rl_trainer(tmp_path, tiny_remedi(1), broken, weight_decay=0.0)
+
+async def endless(**columns: Any) -> list[float]:
+    await asyncio.sleep(60)
+    return []
+
+
+@pytest.mark.parametrize("reward", [broken, endless])
+def test_a_broken_reward_ends_nothing_and_moves_nothing(tmp_path: Path, reward: Any) -> None:
+    trainer = rl_trainer(tmp_path, tiny_remedi(1), reward, weight_decay=0.0, reward_seconds=0.5)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert trainer.state.global_step == 2
@@ -229,10 +295,14 @@ def test_the_clipped_objective_by_hand() -> None:
     assert step.tolist() == pytest.approx([1.3, -1.5]) and over == 1
 
 
-@pytest.mark.parametrize("version", ["1.15.9", "1.17.0", "2.0"])
+@pytest.mark.parametrize("version", ["1.15.9", "1.16.0.dev0", "1.17.0.dev0", "1.17.0rc1", "1.17.0", "2.0"])
 def test_another_trl_is_refused(version: str) -> None:
     with pytest.raises(ImportError, match=r"trl>=1\.16,<1\.17.*" + version.replace(".", r"\.")):
         check_trl_version(version)
+
+
+def test_what_nothing_reads_is_named_rightly() -> None:
+    assert set(_UNREAD) <= set(_DEFAULTS) and not any(_DEFAULTS[name] is MISSING for name in _UNREAD)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +311,14 @@ def test_another_trl_is_refused(version: str) -> None:
         ({"beta": 0.1}, "`beta` is 0.1"),
         ({"top_k": 5}, "`top_k` is 5"),
         ({"temperature": 0.0}, "`temperature` is 0.0"),
+        ({"loss_type": "grpo"}, "`loss_type` is 'grpo', but nothing in Remask RL reads it"),
+        ({"importance_sampling_level": "sequence"}, "`importance_sampling_level` is 'sequence'"),
+        ({"sapo_temperature_neg": 2.0}, "`sapo_temperature_neg` is 2.0"),
+        ({"vllm_mode": "server"}, "`vllm_mode` is 'server'"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel` is True"),
         ({"ratio_level": "row"}, "`ratio_level` is 'row'"),
         ({"loss_steps": 0}, "`loss_steps` is 0"),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "`hub_strategy` is 'checkpoint'"),
         ({"num_generations": 3}, "divisible by num_generations"),
         ({"decoding": {"temperature": 0.5}}, "`decoding` sets 'temperature'"),
         ({"decoding": {"revise": "low_prob", "reveal": "all"}}, "`revise` is 'low_prob'"),
@@ -255,10 +331,34 @@ def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], mes
         rl_trainer(tmp_path, **settings)
 
 
-def test_too_few_steps_for_the_blocks(tmp_path: Path) -> None:
-    trainer = rl_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), max_completion_length=8, decoding={"steps": 1})
-    with pytest.raises(ValueError, match="`steps` is 1, but the canvas has 2 blocks"):
-        trainer.train()
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        ({"steps": 1}, "`steps` is 1, but the canvas has 2 blocks"),
+        ({"block_length": 8}, "`block_length` is 8, but the model's attention goes by blocks of 4"),
+        ({"steps": 2}, "`steps` is 2, one for each block, .* nothing would be drawn"),
+    ],
+)
+def test_decodings_that_do_not_fit_the_model_are_refused_before_training(
+    tmp_path: Path, decoding: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rl_trainer(tmp_path, tiny_remedi(1, **BLOCKWISE), max_completion_length=8, decoding=decoding)
+    with pytest.raises(ValueError, match="`use_cache` is True, but the model's attention is not block-causal"):
+        rl_trainer(tmp_path, tiny_remedi(1), decoding={"use_cache": True})
+
+
+@pytest.mark.parametrize("how", ["argument", "launcher", "accelerator"])
+def test_weights_that_are_spread_over_processes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each process decodes in as many passes as its rows take: with FSDP the others would wait for ever."""
+    if how == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if how == "accelerator":
+        monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"spread over processes \(FSDP, DeepSpeed ZeRO-3\).*launch with DDP"):
+        rl_trainer(tmp_path, **({"fsdp": True} if how == "argument" else {}))
 
 
 def test_rewards_of_the_wrong_length(tmp_path: Path) -> None:
@@ -275,6 +375,8 @@ def test_datasets_and_models_that_cannot_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learned unmasking policy"):
         rl_trainer(tmp_path, wrapped(), decoding={"preset": "remedi"})
     args = RemaskGRPOConfig(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to="none")
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        RemaskGRPOTrainer(tiny_remedi(), fives, args, None, processing_class=word_tokenizer())
     with pytest.raises(ValueError, match="`processing_class` is None"):
         RemaskGRPOTrainer(tiny_remedi(), fives, args, prompts())
     with pytest.raises(ValueError, match="`tools` is given"):

@@ -4,6 +4,7 @@ import copy
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,8 +98,8 @@ def test_four_blocks_at_even_distances_by_default() -> None:
         assert RemeDiConfig(text_config=config, mask_token_id=0).policy_layers == expected
 
 
-@pytest.mark.parametrize("layers", [[], [3], [-1], [0, 0], [1, 0]])
-def test_layers_that_the_backbone_does_not_have(layers: list[int]) -> None:
+@pytest.mark.parametrize("layers", [[], [3], [-1], [0, 0], [1, 0], [0, 1.5], "01", [None], [True], 1, [0, "1"]])
+def test_layers_that_the_backbone_does_not_have(layers: Any) -> None:
     with pytest.raises(ValueError, match="`policy_layers`.*from 0 to 2 in ascending order"):
         RemeDiForMaskedDiffusion.from_backbone(llama(layers=3), 0, policy_layers=layers)
 

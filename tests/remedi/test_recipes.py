@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,27 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments, RMTrainingArguments
+from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.evaluation.statistics import wilson_interval
-from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, build_problems, planted_errors
-from hf_rm.tasks.remask.report import less, plot_rewards, rewards_of, summary
-from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages
+from hf_rm.tasks.remask import stages
+from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, SudokuProblems, build_problems, planted_errors
+from hf_rm.tasks.remask.report import less, plot_rewards, report, rewards_of, summary
+from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages, training_settings
 from hf_rm.tasks.sudoku import MASK_ID
+from hf_rm.tasks.sudoku.model import build_sudoku_model
 from hf_rm.training import MaskedSFTArguments
 from hf_rm.training.grpo import RemaskGRPOConfig
+from hf_rm.training.stages import NEUTRAL_ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "configs"
 TRAINERS = {"sft": MaskedSFTArguments, "remask": RemaskSFTArguments, "rm": RMTrainingArguments, "rl": RemaskGRPOConfig}
 TINY = {"per_device_train_batch_size": 4, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+BLOCKS = {"attention_block_length": 8, "attention_block_start": "answer"}
 TINY_RL = {**TINY, "num_generations": 2, "loss_steps": 2, "max_steps": 2, "logging_steps": 1}
 
 
@@ -86,6 +91,16 @@ def test_configurations_are_what_they_say(path: Path, tmp_path: Path) -> None:
         made = TRAINERS[stage.trainer](str(tmp_path), **{**shared, "use_cpu": True, "report_to": "none", **settings})
         embedded = arguments.base is None or (ROOT / arguments.base).exists()
         assert 0 < made.max_steps and (stage.trainer != "rl" or not embedded or made.max_steps <= 60)
+    # What decodes by blocks attends by them, in all that is made for LLaDA.
+    streams = [s.settings.get("wrapper", {}) for s in stages.values() if s.trainer == "remask"]
+    for wrapper in [*streams, *([arguments.wrapper] if name == "remask_sft" else [])]:
+        by_blocks = wrapper.get("attention_block_length")
+        assert by_blocks == (32 if "llada" in path.stem else None)
+        if by_blocks:
+            assert wrapper["attention_block_start"] == "answer"
+            assert arguments.decoding("remedi") | {"block_length": 32, "use_cache": True} == arguments.decoding(
+                "remedi"
+            )
     # Every kind of model has as many forward passes.
     remedi, rm, sft = (arguments.decoding(kind) for kind in ("remedi", "rm", "sft"))
     counts = {values[key] for values, key in ((remedi, "steps"), (rm, "max_steps"), (sft, "steps")) if values}
@@ -160,6 +175,19 @@ def test_both_stages_on_sudoku(policy: str, tmp_path: Path, monkeypatch: pytest.
     again = json.loads((tmp_path / "again" / policy / "records.json").read_text())
     assert again["stages"][name]["exact"] == records["stages"][name]["exact"]
     assert again["stages"][name]["cpu minutes"] is None
+
+
+def test_attention_by_blocks_goes_through_both_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for LLaDA-8B: supervised block by block, decoded and reinforced with finished blocks cached."""
+    small = {"train_rows": 16, "eval_rows": 3, **TINY_RL}
+    small["decoding_remedi"] = {"block_length": 8, "steps": 10, "use_cache": True, "stop_at_eos": False}
+    small["sft"] = {**TINY, "max_steps": 1}
+    small["sft_remedi"] = {"wrapper": {"policy_layers": [0, 2], **BLOCKS}}
+    launch("remask_rl", tmp_path / "out", monkeypatch, "remask-rl-words", **small)
+    records = json.loads((tmp_path / "out" / "remedi" / "records.json").read_text())
+    assert [row["forwards"][3] for row in records["stages"].values()] == [3, 3]
+    config = json.loads((tmp_path / "out" / "remedi" / "seed42" / "remask-sft+rl" / "config.json").read_text())
+    assert {name: config[name] for name in BLOCKS} == BLOCKS
 
 
 @pytest.mark.slow
@@ -257,6 +285,7 @@ def test_stages_that_cannot_work(stages: dict[str, Any], message: str) -> None:
     ("settings", "message"),
     [
         ({"task": "chess"}, "`task` is 'chess'"),
+        ({"task": "mbpp", "rewards": ["answer"]}, "but task 'mbpp' has passes, format"),
         ({"rewards": ["answer"]}, "`rewards` is .'answer'., but task 'sudoku' has valid, exact, conflicts"),
         ({"canvas": "photo"}, "`canvas` is 'photo'"),
         ({"hidden_cells": [5]}, "`hidden_cells` is"),
@@ -292,7 +321,185 @@ def test_rollouts_are_decoded_as_in_evaluation_but_for_what_the_stage_says(tmp_p
     run = RemaskStages(arguments, build_problems(arguments), stages, tmp_path)
     assert run.rollouts("a") == {"max_steps": 64, "patience": 2} and run.kind("b") == "rm"
     assert run.settings("b", 0)["decoding"] == {"max_steps": 16, "patience": 2}
-    assert run.chain("b") == ["rm", "a", "b"] and run.settings("b", 0)["after"] == run.settings("a", 0)
+    after = run.settings("b", 0)["after"]
+    assert run.chain("b") == ["rm", "a", "b"] and after == run.settings("a", 0) | {"weights": None}
+
+
+# What is done, and what only looks so
+
+
+def tiny_sudoku(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    build_sudoku_model("no-hr", num_layers=1).save_pretrained(folder)
+    return folder
+
+
+def reinforced(start: Path, root: Path, **problem: Any) -> RemaskStages:
+    """The stages of remask_rl.py with --start."""
+    arguments = ProblemArguments(eval_rows=2, decoding_rm={"max_steps": 2}, **problem)
+    given = Stage("given", settings={"model": str(start), "policy": "rm"})
+    stages = {"rm": given, "rm+rl": Stage("rl", "rm", {**TINY_RL, "max_steps": 1})}
+    return RemaskStages(arguments, build_problems(arguments), stages, root)
+
+
+def test_a_finished_stage_is_not_that_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tiny_sudoku(tmp_path / "one"), tiny_sudoku(tmp_path / "other", seed=1)
+    trained: list[Path] = []
+
+    def finish(self: Any, trainer: Any, folder: Path, plain: bool) -> None:
+        trained.append(folder)
+        (folder / "finished.json").write_text("{}")
+
+    monkeypatch.setattr(RemaskStages, "_finish", finish)
+    monkeypatch.setattr(RemaskStages, "_reinforcement", lambda *args: None)
+    out = tmp_path / "out"
+    for _ in range(2):
+        reinforced(one, out).train("rm+rl", 0)
+    assert len(trained) == 1
+    with pytest.raises(ValueError, match=r"holds another run: after\.model is .*one there and .*other here"):
+        reinforced(other, out).train("rm+rl", 0)
+    tiny_sudoku(one, seed=2)
+    with pytest.raises(ValueError, match=r"holds another run: after\.weights is \w+ there and \w+ here"):
+        reinforced(one, out).train("rm+rl", 0)
+    assert len(trained) == 1
+
+
+def test_a_model_that_was_trained_again_is_evaluated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, found = tiny_sudoku(tmp_path / "start"), []
+    monkeypatch.setattr("hf_rm.tasks.remask.problems.SudokuProblems.confidence", lambda *args: {})
+    plain = SudokuProblems.evaluate
+    monkeypatch.setattr(SudokuProblems, "evaluate", lambda *args: found.append(plain(*args)) or found[-1])
+    for _ in range(2):
+        reinforced(start, tmp_path / "out").outcome("rm", 0)
+    assert len(found) == 1
+    tiny_sudoku(start, seed=1)
+    outcome, _ = reinforced(start, tmp_path / "out").outcome("rm", 0)
+    assert len(found) == 2 and outcome.answers == found[1].answers != found[0].answers
+    reinforced(start, tmp_path / "out", hidden_cells=[30, 40]).outcome("rm", 0)
+    assert len(found) == 3
+
+
+PROBLEM_CHANGES = {
+    "test_data": "other.jsonl",
+    "longest_row": 99,
+    "proposal_top_k": 7,
+    "probe": "clean",
+    "backbone_kwargs": {"dtype": "float64"},
+    "template": "{question}?",
+    "rewards": ["answer"],
+    "decoding_rm": {"max_steps": 9},
+}
+STAGE_CHANGES = {
+    "reward_weights": [1.0, 0.5],
+    "multi_objective_aggregation": "normalize_then_sum",
+    "steps_per_generation": 4,
+    "max_steps": 7,
+    "decoding": {"max_steps": 3},
+}
+RM_CHANGES = {
+    "pool_reveal_threshold": 0.9,
+    "pool_start": "canvas",
+    "pool_fraction": 0.25,
+    "wrapper": {"history": False},
+}
+
+
+def of_words(root: Path, rl: dict[str, Any], rm: dict[str, Any], **problem: Any) -> RemaskStages:
+    base = str(ROOT / "model_cards" / "tiny-math-base")
+    arguments = ProblemArguments(**{"task": "word-problems", "base": base, "rewards": ["answer", "format"], **problem})
+    return RemaskStages(arguments, None, {"rm": Stage("rm", settings=rm), "rm+rl": Stage("rl", "rm", rl)}, root)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*PROBLEM_CHANGES, *STAGE_CHANGES, *RM_CHANGES, "base", "shared", "lora_rank"])
+def test_what_a_stage_depends_on(name: str, tmp_path: Path) -> None:
+    pool = {"pool_fraction": 0.5}  # without one its settings are of no consequence
+    before = of_words(tmp_path, {}, pool)
+    reinforced, supervised = ({name: known[name]} if name in known else {} for known in (STAGE_CHANGES, RM_CHANGES))
+    given = (reinforced, {**pool, **supervised})
+    problem = {name: PROBLEM_CHANGES[name]} if name in PROBLEM_CHANGES else {}
+    if name == "base":  # the same path, other weights
+        shutil.copytree(ROOT / "model_cards" / "tiny-math-base", tmp_path / "base")
+        before = of_words(tmp_path, {}, {}, base=str(tmp_path / "base"))
+        first = before.settings("rm+rl", 0)
+        save_file({"a": torch.zeros(1)}, tmp_path / "base" / "model.safetensors")
+        assert first != before.settings("rm+rl", 0)
+        return
+    after = of_words(tmp_path, *given, **problem)
+    if name == "shared":
+        after.shared = {"bf16": True}
+    if name == "lora_rank":
+        after.lora_rank = 2
+    assert after.settings("rm+rl", 0) != before.settings("rm+rl", 0)
+    # Reinforcement's own settings say nothing of the stage before it.
+    own = name in STAGE_CHANGES or name in ("rewards", "decoding_rm")
+    assert (after.settings("rm", 0) == before.settings("rm", 0)) is own
+
+
+def test_what_it_does_not_depend_on_is_named_rightly(tmp_path: Path) -> None:
+    """Logging, saving and evaluation settings: all that is left aside exists, and no token is ever written down."""
+    known = {item.name for kind in (ProblemArguments, *TRAINERS.values()) for item in fields(kind)}
+    assert {*stages._PROBLEM_ASIDE, *stages._EVALUATION_ALONE, *NEUTRAL_ARGUMENTS} <= known
+    quiet = {"logging_steps": 3, "save_steps": 9, "hub_token": "secret", "disable_tqdm": True, "pairs_per_forward": 2}
+    other = of_words(
+        tmp_path, quiet, {"save_total_limit": 1}, eval_rows=3, eval_batch_size=1, decoding_sft={"steps": 2}
+    )
+    assert other.settings("rm+rl", 0) == of_words(tmp_path, {}, {}).settings("rm+rl", 0)
+
+
+def test_a_parsed_command_line_can_be_noted(tmp_path: Path) -> None:
+    """Every value, objects of accelerate's included, as it is and again after it was read back."""
+    config = RemaskGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=8)
+    run = of_words(tmp_path, training_settings(config), {})
+    noted = run.settings("rm+rl", 0)
+    assert json.loads(json.dumps(noted)) == noted and noted["lr_scheduler_type"] == "linear"
+    assert noted["accelerator_config"]["split_batches"] is False and "object at" not in json.dumps(noted)
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
+    "groups": ({"num_generations": 3}, {}, {}, "divisible by num_generations"),
+    "unread": ({"loss_type": "grpo"}, {}, {}, "`loss_type` is 'grpo'"),
+    "rollouts": ({"decoding": {"steps": 3}}, {"wrapper": BLOCKS}, {"steps": 10}, "`steps` is 3, but the canvas has 5"),
+    "evaluation": ({}, {"wrapper": BLOCKS}, {"steps": 3}, "'remask-sft' cannot be decoded as `decoding_remedi` says"),
+    "blocks": ({}, {"wrapper": BLOCKS}, {"block_length": 16}, "`block_length` is 16, but the model's attention"),
+    "cache": ({}, {}, {"use_cache": True}, "`use_cache` is True, but the model's attention is not block-causal"),
+    "layers": ({}, {"wrapper": {"policy_layers": [0, 9]}}, {}, r"`policy_layers` is \[0, 9\] for a backbone of 4"),
+    "rate": ({}, {"backbone_learning_rate": -1}, {}, "`backbone_learning_rate` is -1"),
+    "name": ({}, {}, {"stepps": 3}, "Unknown generation argument"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_work_is_found_before_anything_is_trained(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rl, first, decoding, message = WRONG[case]
+    monkeypatch.setattr(RemaskStages, "train", lambda *args: pytest.fail("it was trained"))
+    arguments = ProblemArguments(
+        task="word-problems",
+        base=str(ROOT / "model_cards" / "tiny-math-base"),
+        rewards=["answer"],
+        completion_length=40,
+        decoding_remedi={"stop_at_eos": False, **decoding},
+    )
+    given = {
+        "remask-sft": Stage("remask", settings={**TINY, **first}),
+        "remask-sft+rl": Stage("rl", "remask-sft", {**TINY_RL, **rl}),
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        report(RemaskStages(arguments, build_problems(arguments), given, tmp_path), [0])
+
+
+def test_a_library_that_a_reward_needs_is_missed_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: Any) -> None:
+        raise ImportError("comparing answers needs math-verify")
+
+    run = reinforced(tiny_sudoku(tmp_path / "start"), tmp_path / "out")
+    run.check(0)
+    monkeypatch.setattr(SudokuProblems, "reward_functions", missing)
+    with pytest.raises(ImportError, match="math-verify"):
+        run.check(0)
 
 
 # Problems and numbers
@@ -307,6 +514,43 @@ def test_hidden_cells_are_as_many_as_asked_for_and_held_out_boards_are_others() 
     assert len({sum(row["editable_mask"]) for row in rows}) == 3
     _, boards, _ = problems.held_out  # type: ignore[attr-defined]
     assert not {row["solution"] for row in rows} & {"".join(map(str, board)) for board in boards}
+
+
+MBPP = [
+    {
+        "task_id": i,
+        "text": f"Write a function to add {i}.",
+        "code": f"def add_{i}(x):\n    return x + {i}",
+        "test_list": [f"assert add_{i}(1) == {i + 1}"],
+    }
+    for i in range(1, 11)
+]
+
+
+def test_programs_are_rewarded_for_passing_their_tests(tmp_path: Path) -> None:
+    if not sandbox_available().available:
+        pytest.skip("no sandbox here")
+    data = tmp_path / "mbpp.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in MBPP))
+    arguments = ProblemArguments(
+        task="mbpp",
+        base=str(ROOT / "model_cards" / "tiny-math-base"),
+        train_data=str(data),
+        rewards=["passes", "format"],
+        completion_length=40,
+        decoding_remedi={"stop_at_eos": False},
+    )
+    problems = build_problems(arguments)
+    rows, rewards = problems.prompts(0, 2), problems.reward_functions()
+    assert len(rows) == 2 and len(problems.prompts(0)) > 2
+    number = rows[0]["tests"][0].split("_")[1].split("(")[0]
+    right = f"```python\ndef add_{number}(x):\n    return x + {number}\n```"
+    columns = {name: [rows[0][name]] * 3 for name in ("tests", "entry_points", "prefix")}
+    completions = [right, right.replace("return x", "return 2 * x"), "no program"]
+    found = [reward(prompts=[""] * 3, completions=completions, **columns) for reward in rewards]
+    assert found == [[1.0, 0.0, 0.0], [0.1, 0.1, 0.0]]
+    stages = {"a": Stage("remask", settings=TINY), "b": Stage("rl", "a", {**TINY_RL, "max_steps": 1})}
+    RemaskStages(arguments, problems, stages, tmp_path).check(0)
 
 
 def test_planted_errors_are_as_many_as_said_and_keyed_by_the_row() -> None:
@@ -339,3 +583,17 @@ def test_curves_have_a_point_a_logged_update(tmp_path: Path) -> None:
     assert found == {"step": [1, 2, 3], "reward": pytest.approx([0.1, 0.2, 0.3]), "reward_std": [0.2] * 3}
     picture = plot_rewards({"rm+rl": [found, found], "remask-sft+rl": [found]}, tmp_path / "new" / "rewards.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_a_run_ends_with_its_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any) -> Path:
+        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[recipes]"')
+
+    monkeypatch.setattr("hf_rm.tasks.remask.report.plot_rewards", missing)
+    monkeypatch.setattr(RemaskStages, "train", lambda *args: None)
+    monkeypatch.setattr(RemaskStages, "logs", lambda *args: [{"step": 1, "reward": 0.5}])
+    monkeypatch.setattr(RemaskStages, "cpu_minutes", lambda *args: None)
+    monkeypatch.setattr(RemaskStages, "outcome", lambda *args: (Outcome({"exact": [1.0, 0.0]}, [[], []]), {}))
+    records = report(reinforced(tiny_sudoku(tmp_path / "start"), tmp_path / "out"), [0])
+    assert json.loads((tmp_path / "out" / "records.json").read_text())["curves"] == records["curves"]
+    assert records["curves"]["rm+rl"] == [{"step": [1.0], "reward": [0.5]}]

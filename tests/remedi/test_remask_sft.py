@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import llama, wrapped
-from tiny_remedi import rows, sft_trainer, tiny_remedi
+from tiny_remedi import BLOCKWISE, rows, sft_trainer, tiny_remedi
 from torch import Tensor
 
 from hf_rm import RemaskSFTArguments, RemaskSFTTrainer, RemeDiForMaskedDiffusion
@@ -116,6 +116,34 @@ def test_noise_in_one_block_of_the_answer() -> None:
     assert seen == {0, 1, 2}
 
 
+@torch.no_grad()
+def test_a_block_is_learnt_in_the_context_it_is_decoded_in(tmp_path: Path) -> None:
+    """Clean blocks before it, and behind it nothing: in decoding there are masks, which it does not see either."""
+    model = tiny_remedi(1, **BLOCKWISE)
+    trainer = sft_trainer(tmp_path, model)
+    batch = trainer.data_collator([{"input_ids": list(range(1, 11)), "idx": i} for i in range(8)])
+    trained_on = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "editable_mask")})
+    decoded = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0)
+    sampled = model(decoded, editable_mask=batch["editable_mask"])
+    noisy = batch["groups"] != -100
+    assert noisy.any(1).all() and (decoded == 0).sum() > (batch["input_ids"] == 0).sum()
+    torch.testing.assert_close(trained_on.logits[noisy], sampled.logits[noisy])
+    torch.testing.assert_close(trained_on.policy[noisy], sampled.policy[noisy])
+
+
+def test_no_block_behind_the_end_of_the_text_is_drawn() -> None:
+    """Decoding stops with the block that holds an end token (3): what fills the canvas behind it is never its own."""
+    collate = RemaskSFTCollator(0, WRONG, block_length=4, stop_token_ids=[3])
+    answers = [[1, 2, 4, 5, 6, 3, 3, 3, 3, 3], [1, 2, 3, 3, 3, 3, 3, 3, 3, 3], [1] * 10]
+    features = [
+        {"input_ids": [3, 7, *answers[i % 3]], "editable_mask": [False] * 2 + [True] * 10, "idx": i} for i in range(90)
+    ]
+    batch = collate(features)
+    number = (torch.arange(12) - 2).div(4, rounding_mode="floor")
+    noisy = [set(number[groups != -100].tolist()) for groups in batch["groups"]]
+    assert [set.union(*noisy[i::3]) for i in range(3)] == [{0, 1}, {0}, {0, 1, 2}]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"incorrect_rate": 0.3}, "`incorrect_rate` is 0.3"), ({"block_length": 0}, "`block_length` is 0")],
@@ -166,8 +194,9 @@ def by_hand(model: RemeDiForMaskedDiffusion, batch: dict[str, Tensor], weight: f
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
-def test_the_trainer_s_loss_is_the_sum_over_positions(tmp_path: Path, chunk: int) -> None:
-    trainer = sft_trainer(tmp_path, tiny_remedi(1), policy_weight=0.7, loss_chunk_rows=chunk)
+@pytest.mark.parametrize("blocks", [{}, BLOCKWISE])
+def test_the_trainer_s_loss_is_the_sum_over_positions(tmp_path: Path, chunk: int, blocks: dict[str, Any]) -> None:
+    trainer = sft_trainer(tmp_path, tiny_remedi(1, **blocks), policy_weight=0.7, loss_chunk_rows=chunk)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model.eval(), batch)
     assert loss.item() == pytest.approx(by_hand(trainer.model, batch, 0.7), rel=1e-5)
@@ -228,17 +257,21 @@ def assert_same(one: tuple[list[dict], dict[str, Tensor]], other: tuple[list[dic
             assert (value - other[1][name]).abs().max() < 2e-5, name
 
 
-def test_accumulated_and_on_two_processes_it_is_the_same_run(tmp_path: Path) -> None:
-    whole = trained(sft_trainer(tmp_path / "one", max_steps=4))
+@pytest.mark.parametrize("blocks", [{}, BLOCKWISE])
+def test_accumulated_and_on_two_processes_it_is_the_same_run(tmp_path: Path, blocks: dict[str, Any]) -> None:
+    model = lambda: tiny_remedi(talkative=False, **blocks)  # noqa: E731
+    whole = trained(sft_trainer(tmp_path / "one", model(), max_steps=4))
     small = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    assert_same(whole, trained(sft_trainer(tmp_path / "parts", **small)))
-    assert_same(whole, run(tmp_path / "two", {**small, "gradient_accumulation_steps": 2}, processes=2))
+    assert_same(whole, trained(sft_trainer(tmp_path / "parts", model(), **small)))
+    settings = {**small, "gradient_accumulation_steps": 2, "blocks": bool(blocks)}
+    assert_same(whole, run(tmp_path / "two", settings, processes=2))
 
 
-def test_resumed_it_is_the_same_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [{}, BLOCKWISE])
+def test_resumed_it_is_the_same_run(tmp_path: Path, blocks: dict[str, Any]) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9}
-    _, whole = trained(sft_trainer(tmp_path / "whole", **saving))
-    resumed = sft_trainer(tmp_path / "resumed", tiny_remedi(5, talkative=False), **saving)
+    _, whole = trained(sft_trainer(tmp_path / "whole", tiny_remedi(talkative=False, **blocks), **saving))
+    resumed = sft_trainer(tmp_path / "resumed", tiny_remedi(5, talkative=False, **blocks), **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter, whole[name]), name

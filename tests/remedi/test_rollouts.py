@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import wrapped
-from tiny_remedi import tiny_remedi
+from tiny_remedi import BLOCKWISE, tiny_remedi
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig
@@ -14,14 +14,15 @@ from hf_rm.generation_denoiser_rm import Denoiser
 from hf_rm.training.log_probs import (
     ChoiceLogProbs,
     DrawSettings,
+    _Blocks,
     block_attention,
     choice_log_probs,
+    pairs,
     plackett_luce,
 )
 from hf_rm.training.rollouts import REVISION, TOKEN, Trajectory, check_rollout_config, roll_out
 
 MASK, RESERVED, TEMPERATURE = 0, 7, 0.8
-BLOCKWISE = {"attention_block_length": 4, "attention_block_start": "answer"}
 PROMPTS = torch.tensor([[3, 4, 6], [9, 1, 10], [9, 9, 6]])
 REAL = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 1]])
 
@@ -231,6 +232,23 @@ def test_looking_at_a_few_steps_depends_on_the_answer_alone() -> None:
     torch.testing.assert_close(other.tokens, found.tokens[shuffle])
     whole = choice_log_probs(model, model.config, trajectory, draws())
     torch.testing.assert_close(found.tokens, torch.where(found.tokens_drawn, whole.tokens, 0.0))
+
+
+@pytest.mark.parametrize("blocks", [{}, BLOCKWISE])
+def test_steps_without_a_choice_are_not_looked_at(blocks: dict[str, Any]) -> None:
+    """The greedy last step of each block, and steps that keep nothing, where there are more steps than positions."""
+    model = tiny_remedi(2, **blocks)
+    length = {"block_length": 4, "max_new_tokens": 8}
+    for steps, looks in ((8, 3), (20, 3)):
+        config = settings(preset="remedi", steps=steps, **length)
+        _, trajectory = roll_out(model, config, PROMPTS, REAL, greedy_last_step=True)
+        rows, looked = pairs(trajectory, _Blocks.of(trajectory, model.config), draws(by_block=bool(blocks)))
+        assert rows.bincount().tolist() == [looks * (1 if blocks else 2)] * 3
+        found = choice_log_probs(model, model.config, trajectory, draws(by_block=bool(blocks)))
+        whole = choice_log_probs(model, model.config, trajectory, draws())
+        torch.testing.assert_close(found.positions, whole.positions)
+        torch.testing.assert_close(found.tokens, whole.tokens)
+        assert int((found.tokens_drawn | found.positions_drawn).any(-1).sum()) == looks * 2 * 3
 
 
 def test_padding_with_steps_changes_nothing() -> None:

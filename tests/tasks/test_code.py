@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks.code import CodeProblem, extract_code, read_humaneval, read_mbpp, split_problems, verify_code
 
-SUPPORT = sandbox_available()
-isolated = pytest.mark.skipif(not SUPPORT.available, reason=SUPPORT.missing)
 # Hand-made records of the published schemas.
 MBPP = {
     "task_id": 1,
@@ -79,3 +77,31 @@ def test_the_split_does_not_depend_on_order() -> None:
 def test_bad_records_are_named(tmp_path: Path, change: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         read_mbpp(written(tmp_path, MBPP | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"prompt": ""}, "record 2 has an empty 'prompt'"),
+        ({"canonical_solution": ""}, "record 2 has an empty 'canonical_solution'"),
+        ({"canonical_solution": "    return half(\n"}, "record 2 has a 'canonical_solution' that is no Python"),
+        ({"entry_point": ""}, "record 2 has an empty 'entry_point'"),
+        (
+            {"entry_point": "third"},
+            r"record 2: its 'prompt' defines \['half', 'quarter'\], not its 'entry_point' 'third'",
+        ),
+        ({"test": "def check(candidate):\n"}, "record 2 has a 'test' that is no Python"),
+        ({"test": ""}, "record 2 has an empty 'test'"),
+        ({"task_id": ""}, "record 2 has an empty 'task_id'"),
+    ],
+)
+def test_bad_records_of_humaneval_are_named(tmp_path: Path, change: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        read_humaneval(written(tmp_path, HUMANEVAL, HUMANEVAL | change))
+
+
+@pytest.mark.parametrize("column", sorted(HUMANEVAL))
+def test_a_missing_column_of_humaneval_is_named(tmp_path: Path, column: str) -> None:
+    record = {name: value for name, value in HUMANEVAL.items() if name != column}
+    with pytest.raises(ValueError, match=f"record 1 has no column '{column}'"):
+        read_humaneval(written(tmp_path, record))

@@ -88,7 +88,7 @@ def test_numbers_never_stand_in_for_a_missing_library(monkeypatch: pytest.Monkey
 
     equivalence._math_verify.cache_clear()
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ImportError, match=r"hf-rm\[eval\]"):
+    with pytest.raises(ImportError, match=r"hf-rm\[recipes\]"):
         answers_equal("5", "5")
 
 
@@ -127,3 +127,30 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(OSError, match="no record"):
         read_math(tmp_path / "empty.jsonl")
+
+
+CMATH = {"question": "3加5等于几?", "golden": "8", "grade": "2"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"golden": "8", "grade": 1}, "record 2 has no column 'question'"),
+        ({"question": "3加5?", "grade": 1}, "record 2 has no column 'golden' or 'answer'"),
+        ({**CMATH, "question": ""}, "record 2 has an empty 'question'"),
+        ({**CMATH, "golden": ""}, "record 2 has an empty 'golden'"),
+        ({**CMATH, "golden": None}, "record 2 has an empty 'golden'"),
+        (["3加5?", "8"], "record 2 is no JSON object but list"),
+    ],
+)
+def test_bad_records_of_cmath_are_named(tmp_path: Path, record: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_cmath(written(tmp_path, CMATH, record))
+
+
+def test_columns_of_cmath(tmp_path: Path) -> None:
+    """The published column is `golden`; a grade may be missing, and a number is an answer too."""
+    problems = read_cmath(
+        written(tmp_path, CMATH, {"question": "9减2?", "answer": 7}, {**CMATH, "golden": "", "answer": "8"})
+    )
+    assert [(problem.answer, problem.level) for problem in problems] == [("8", 2), ("7", 0), ("8", 2)]

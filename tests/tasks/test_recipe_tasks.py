@@ -1,15 +1,24 @@
 """What the text recipes train on and grade: splits, held-out problems, gold solutions, data by Hub name."""
 
 import json
+import sys
 from pathlib import Path
 
 import datasets
 import pytest
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks._records import read_records
-from hf_rm.tasks.code.tasks import CodeTask
-from hf_rm.tasks.math.tasks import MathTask, WordProblems, build_math_task
+from hf_rm.tasks.code.problems import SPLIT_SEED
+from hf_rm.tasks.code.tasks import CodeTask, more_code_tests
+from hf_rm.tasks.math import equivalence
+from hf_rm.tasks.math.tasks import (
+    MathTask,
+    WordProblems,
+    build_math_task,
+    more_math_tests,
+    more_math_training,
+)
 from hf_rm.tasks.text import TextSample, decoded, encode_samples
 
 
@@ -75,7 +84,7 @@ def test_gold_solutions_are_right_and_others_wrong(tmp_path):
         assert sum(verdicts(task, shift=1)) <= 2, task.name
 
 
-@pytest.mark.skipif(not sandbox_available().available, reason="no isolation on this machine")
+@isolated
 def test_gold_programs_pass_and_others_do_not(tmp_path):
     for task in (
         CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP)),
@@ -98,9 +107,94 @@ def test_a_tenth_is_held_out_where_there_is_no_test_data(tmp_path):
 def test_training_problems_that_are_held_out_too_are_dropped(tmp_path):
     train, test = write(tmp_path / "a.jsonl", gsm8k(20)), write(tmp_path / "b.jsonl", gsm8k(20, start=15))
     task = MathTask("gsm8k", train, test)
-    assert len(task.train()) == 15 and task.excluded == 5
+    assert len(task.train()) == 15 and task.remarks == [f"{train}: 5 problems are held out, and not trained on"]
     code = CodeTask("mbpp", write(tmp_path / "c.jsonl", MBPP[:6]), write(tmp_path / "d.jsonl", MBPP[4:]))
     assert [sample.key for sample in code.train()] == ["1", "2", "3", "4"]
+    assert code.remarks == [f"{tmp_path / 'c.jsonl'}: 2 problems are held out, and not trained on"]
+
+
+def test_records_that_cannot_be_used_and_duplicates_are_counted_and_named(tmp_path):
+    """As two of the 7,500 answers of MATH's training problems, which are empty."""
+    good = [{"problem": f"{i}?", "answer": str(i), "solution": rf"\boxed{{{i}}}"} for i in range(30)]
+    bad = [{"problem": "a?", "answer": ""}, {"problem": "b?", "solution": r"\boxed{", "answer": ""}]
+    again = {**good[7], "answer": "8", "solution": r"\boxed{8}"}
+    path = write(tmp_path / "math.jsonl", [*bad, *good, good[3], good[4], again])
+    task = MathTask("math", path, test_data=write(tmp_path / "test.jsonl", good[:5]))
+    assert len(task.train()) == 25 and len(task.test()) == 5
+    assert task.remarks == [
+        f"{path}: 2 of 35 records left out: math.jsonl, record 1 has an empty 'answer'; its columns are "
+        "['answer', 'problem']. math.jsonl, record 2: its 'solution' has no complete \\boxed{...}, and there is no "
+        "'answer'.",
+        f"{path}: 2 duplicates dropped",
+        f"{path}: 1 questions are there again with another answer",
+        f"{path}: 5 problems are held out, and not trained on",
+    ]
+    words = [{"question": "1 + 1?", "answer": "two\n#### two"}, *gsm8k(60)]
+    gsm = MathTask("gsm8k", write(tmp_path / "gsm8k.jsonl", words))
+    assert len(gsm.train()) + len(gsm.test()) == 60
+    assert "1 of 61 records left out: gsm8k.jsonl, record 1: gold is 'two', which is no number" in gsm.remarks[0]
+    code = [MBPP[0], {**MBPP[1], "code": "def"}, *MBPP[2:], MBPP[0]]
+    mbpp = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", code))
+    assert len(mbpp.train()) + len(mbpp.test()) == 9
+    assert ["record 2" in remark or "1 duplicates" in remark for remark in mbpp.remarks] == [True, True]
+
+
+def test_math_without_its_library_is_refused_at_once(tmp_path, monkeypatch):
+    equivalence._math_verify.cache_clear()
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(ImportError, match=r"hf-rm\[recipes\]"):
+        MathTask("math", "not_read.jsonl")
+    MathTask("gsm8k", "not_read.jsonl")
+
+
+def test_problems_without_a_solution_are_counted(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": str(i), "solution": rf"\boxed{{{i}}}" if i % 2 else ""} for i in range(40)]
+    test = write(tmp_path / "test.jsonl", [{"problem": "x?", "answer": "1"}])
+    task = MathTask("math", write(tmp_path / "train.jsonl", rows), test)
+    assert len(task.train()) == 20
+    assert task.remarks == [f"{tmp_path / 'train.jsonl'}: 20 problems are without a solution, and left out"]
+
+
+def test_minerva_is_maths_test_set_by_subject(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list([{**row, "problem": f"{config}: {row['problem']}"} for row in MATH])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    [task] = more_math_tests(["minerva=EleutherAI/hendrycks_math"])
+    assert len(task.test()) == 14 and task.test()[0].group == "Algebra"
+    assert [split for _, _, split in asked] == ["test"] * 7 and asked[1][1] == "counting_and_probability"
+    assert len(MathTask("minerva", test_data="EleutherAI/hendrycks_math:algebra:test").test()) == 2
+    assert asked[-1] == ("EleutherAI/hendrycks_math", "algebra", "test")
+
+
+@pytest.mark.parametrize("word", ["cmath", "cmath=", "=a.jsonl", "gsm9k=a.jsonl"])
+def test_data_without_a_name_or_a_place_is_refused(word):
+    with pytest.raises(ValueError, match=f"`more_tests` has '{word}': pass task=data, the task one of gsm8k, math"):
+        more_math_tests([word])
+    with pytest.raises(ValueError, match="`more_tests` has .*mbpp, humaneval"):
+        more_code_tests([word])
+
+
+def test_more_training_data_hold_nothing_out(tmp_path):
+    path = write(tmp_path / "gsm8k.jsonl", gsm8k(60))
+    [task] = more_math_training([f"gsm8k={path}"], "Q: {question}\nA: ")
+    assert len(task.train()) == 60 and task.test() == [] and task.train()[0].prompt.startswith("Q: ")
+
+
+def test_the_split_of_mbpp_is_by_a_seed(tmp_path):
+    path = write(tmp_path / "mbpp.jsonl", MBPP)
+    keys = {seed: [s.key for s in CodeTask("mbpp", path, split_seed=seed).train()] for seed in (SPLIT_SEED, 1)}
+    assert keys[SPLIT_SEED] == [s.key for s in CodeTask("mbpp", path).train()] != keys[1]
+
+
+def test_a_missing_column_is_an_error_and_so_is_nothing_that_is_left(tmp_path):
+    with pytest.raises(ValueError, match="record 2 has no column 'question'"):
+        MathTask("gsm8k", write(tmp_path / "a.jsonl", [gsm8k(1)[0], {"answer": "#### 5"}])).test()
+    with pytest.raises(ValueError, match="none of the 2 records .* can be used: b.jsonl, record 1 has an empty"):
+        MathTask("math", write(tmp_path / "b.jsonl", [{"problem": "a?", "answer": ""}] * 2)).test()
 
 
 def test_mbpp_is_split_in_the_papers_proportions(tmp_path):
@@ -115,7 +209,9 @@ def test_groups_and_prompts(tmp_path):
     assert math.test()[1].prompt == "Q: Half of 1?\nA: "
     cmath = MathTask("cmath", test_data=write(tmp_path / "cmath.jsonl", CMATH))
     assert [(sample.group, sample.answer) for sample in cmath.test()] == [("1", "8"), ("2", "7")]
-    assert cmath.grade(cmath.test()[0], "3 + 5 = 8\n#### 8.0") and not cmath.grade(cmath.test()[0], "8")
+    first = cmath.test()[0]
+    assert cmath.grade(first, "3 + 5 = 8\n#### 8.0") and cmath.grade(first, r"It is $\boxed{8}$.")
+    assert not cmath.grade(first, "8") and not cmath.grade(first, r"#### 7 \boxed{8}")
 
 
 @pytest.mark.parametrize(

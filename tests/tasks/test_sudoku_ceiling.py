@@ -3,24 +3,27 @@ import importlib.util
 import itertools
 import json
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hf_rm.tasks.sudoku import boards as boards_module
 from hf_rm.tasks.sudoku import (
+    CeilingTable,
     boards_digest,
     closest_boards,
     corrupt_boards,
     evaluation_set,
+    find_ceiling,
     generate_boards,
     is_valid,
     load_ceiling,
     map_ceiling,
     save_ceiling,
 )
+from hf_rm.tasks.sudoku import boards as boards_module
 from hf_rm.tasks.sudoku import ceiling as ceiling_module
 
 pytest.importorskip("ortools")
@@ -141,6 +144,20 @@ def test_table_keeps_its_promises_and_survives_the_disk(tmp_path):
     assert loaded.digest == boards_digest(corrupted, target) != boards_digest(corrupted[::-1], target)
 
 
+def test_a_saved_ceiling_is_found_for_its_boards_and_the_first_of_them(tmp_path):
+    boards = evaluation_set("generated", 6, seed=9)
+    ones, true = np.ones(6), np.ones(6, dtype=bool)
+    settings = {"source": "generated", "seed": 9}
+    table = CeilingTable(ones, ones, true, np.arange(6.0), true, true, ones, boards_digest(*boards), settings)
+    save_ceiling(tmp_path / "ceiling.npz", table)
+    for count in (4, 6):
+        assert find_ceiling(tmp_path, "generated", count, seed=9).credit.tolist() == [0, 1, 2, 3, 4, 5]
+    for source, count, seed in (("generated", 7, 9), ("real", 4, 9), ("generated", 4, 8)):
+        assert find_ceiling(tmp_path, source, count, seed=seed) is None
+    save_ceiling(tmp_path / "ceiling.npz", replace(table, digest="of other boards"))
+    assert find_ceiling(tmp_path, "generated", 4, seed=9) is None
+
+
 def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
     board = generate_boards(1, seed=0)
     table = map_ceiling(board, board)
@@ -186,9 +203,9 @@ def test_a_missing_solver_names_the_extra(monkeypatch):
     ceiling_module._rules.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without_ortools)
     board = generate_boards(1, seed=0)
-    with pytest.raises(ImportError, match=r"hf-rm\[test\]"):
+    with pytest.raises(ImportError, match=r"hf-rm\[sudoku\]"):
         map_ceiling(board, board)
-    with pytest.raises(ImportError, match=r"hf-rm\[test\]"):
+    with pytest.raises(ImportError, match=r"hf-rm\[sudoku\]"):
         closest_boards(board[0])
 
 

@@ -149,6 +149,24 @@ def test_a_replacement_is_no_reveal():
     assert recall((9, 4, 0), [3, 2]) == {"replaced": (1.0, 1)}
 
 
+def test_a_stubborn_mistake_counts_once_where_only_the_first_step_counts():
+    first = {"first_only": True}
+    assert recall((3, 3, 3, 0), [0, 0, 2]) == {"since_start": (1 / 3, 3)}
+    assert recall((3, 3, 3, 0), [0, 0, 2], **first) == {"since_start": (0.0, 1)}
+    assert recall((3, 0, 3, 0), [2, 1, 2], **first) == {"since_start": (1.0, 1)}  # the same one again
+    assert recall((3, 0, 4, 0), [2, 1, 2], **first) == {"since_start": (1.0, 1), "revealed_once": (1.0, 1)}
+    assert recall((9, 0, 4, 4), [2, 1, 0], **first) == {"revealed_once": (0.0, 1)}
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=12))
+def test_first_meetings_are_as_many_as_there_are_wrong_tokens(path):
+    states, target = one_cell(*path)
+    actions = np.zeros((len(path) - 1, 1, 1), dtype=np.int8)
+    rows = remask_recall_by_history(states, actions, target, first_only=True).values()
+    assert sum(row["count"] for row in rows) == len({*path[:-1]} - {0, 9})
+
+
 def test_padded_steps_do_not_count():
     assert recall((3, 3, 3, 3), [0, 0, 0], num_steps=[1]) == {"since_start": (0.0, 1)}
     assert recall((3, 3), [0], num_steps=[0]) == {}

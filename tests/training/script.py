@@ -18,7 +18,7 @@ from tiny_training import tiny_model, tiny_rows  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from hf_rm import RMTrainer, RMTrainingArguments  # noqa: E402
-from hf_rm.training import base, default_lora_config  # noqa: E402
+from hf_rm.training import default_lora_config, saving  # noqa: E402
 
 
 class LossRecorder(TrainerCallback):
@@ -33,7 +33,7 @@ class LossRecorder(TrainerCallback):
 
 def die_at_publication(number: int) -> None:
     """Kill this process, uncatchably, in the middle of the given save: when all files are staged but not renamed."""
-    publish, calls = base.publish_folder, []
+    publish, calls = saving.publish_folder, []
 
     def killed(staged, final):
         calls.append(final)
@@ -41,7 +41,7 @@ def die_at_publication(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         publish(staged, final)
 
-    base.publish_folder = killed
+    saving.publish_folder = killed
 
 
 def die_while_writing(number: int) -> None:

@@ -1,6 +1,7 @@
 """LoRA: what a step changes, family by family; the mask's rows; checkpoints, merging, QLoRA, refusals."""
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +27,19 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from hf_rm import RMForMaskedDiffusion, RMTrainer, RMTrainingArguments
+from hf_rm import (
+    RemaskSFTArguments,
+    RemaskSFTTrainer,
+    RemeDiForMaskedDiffusion,
+    RMForMaskedDiffusion,
+    RMTrainer,
+    RMTrainingArguments,
+)
 from hf_rm.history import HistorySegments
+from hf_rm.hub import save_adapter_for_hub
 from hf_rm.training import MaskedSFTArguments, MaskedSFTTrainer, default_lora_config, lora_targets, mask_rows
 from hf_rm.training.base import load_model
-from hf_rm.training.lora import complete_peft_config
+from hf_rm.training.lora import complete_peft_config, prepare_for_training
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -394,6 +403,21 @@ class TestTraining:
         assert trainer.model is adapted
         assert all(p.abs().sum() > 0 for n, p in adapted.named_parameters() if "lora_B" in n)
 
+    @pytest.mark.parametrize("name", ["llama", "llama, tied"])
+    def test_published_and_loaded_it_computes_the_same(self, name, tmp_path):
+        """Of a tied head's rows, stored once, the loader said that they were missing."""
+        make_model(name, tmp_path).model.save_pretrained(tmp_path / "base")
+        model = RMForMaskedDiffusion.from_backbone(str(tmp_path / "base"), mask_token_id=MASK)
+        config = default_lora_config(model, r=2)
+        trainer = RMTrainer(model, arguments(tmp_path / "out"), train_dataset=rows(), peft_config=config)
+        trainer.train()
+        adapted = trainer.accelerator.unwrap_model(trainer.model).eval()
+        save_adapter_for_hub(adapted, tmp_path / "published")
+        again = RMForMaskedDiffusion.from_pretrained(tmp_path / "published").eval()
+        ids = torch.tensor([[1, MASK, 2, MASK]])
+        with torch.no_grad():
+            torch.testing.assert_close(again(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-6)
+
     def test_vanilla_sft_takes_one_too(self, tmp_path):
         model = tiny_model()
         before = base_weights(model)
@@ -507,3 +531,68 @@ def test_qlora_trains_an_adapter_on_a_four_bit_base(tmp_path):
     assert layer.lora_B["default"].weight.abs().sum() > 0
     trainer.save_model(str(tmp_path / "final"))
     assert all("lora_" in name for name in load_file(tmp_path / "final" / "adapter_model.safetensors"))
+
+
+# 16 bits
+
+
+def half(layers: int = 2) -> PreTrainedModel:
+    """A backbone in bfloat16, in which a norm's weight of 1 has a last bit of 0.008."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": layers})).to(torch.bfloat16).eval()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_an_adapter_trains_of_a_16_bit_backbone_moves(tmp_path: Path, autocast: bool) -> None:
+    """At the learning rate of the published settings; the backbone stays in 16 bits, and decoding works as before."""
+    model = RemeDiForMaskedDiffusion.from_backbone(half(3), MASK, policy_layers=[0, 2])
+    args = arguments(tmp_path, RemaskSFTArguments, bf16=autocast, learning_rate=2e-5, backbone_learning_rate=2e-5)
+    config = default_lora_config(model, r=2)
+    trainer = RemaskSFTTrainer(model, args, train_dataset=rows(), peft_config=config)
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    trainer.train()
+    norms = [name for name in trained if "norm" in name]
+    assert len(norms) == 2 * 2 + 2 + 1 and any("trainable_tokens" in name for name in trained)
+    for name in norms:
+        assert (trained[name] != before[name]).float().mean() > 0.9, name
+    rest = {p.dtype for p in trainer.model.parameters() if not p.requires_grad}
+    assert rest == {torch.bfloat16}
+    ids = torch.tensor([[1, 2, 3]])
+    mask = torch.ones_like(ids)
+    output = trainer.model.eval().generate_reflective(ids, mask, max_new_tokens=4, block_length=4)
+    assert output.sequences.shape == (1, 7)
+    again = prepare_for_training(trainer.model, None)  # to go on by reinforcement
+    assert again is trainer.model and all(p.dtype == torch.float32 for p in trained.values())
+
+
+@pytest.mark.parametrize("saved", ["lm_head", "embed_tokens", "norm"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_modules_that_are_saved_whole_fit_into_a_16_bit_model(tmp_path: Path, saved: str, autocast: bool) -> None:
+    model = RMForMaskedDiffusion.from_backbone(half(), MASK)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[saved])
+    args = arguments(tmp_path, bf16=autocast, learning_rate=2e-5)
+    with torch.no_grad():
+        plain = logits_of(copy.deepcopy(model))
+    trainer = RMTrainer(model, args, train_dataset=rows(), peft_config=config)
+    whole = [p for name, p in trainer.model.named_parameters() if "modules_to_save" in name]
+    assert {p.dtype for p in whole} == {torch.float32}
+    fresh = logits_of(trainer.model)
+    assert fresh.dtype == torch.bfloat16
+    torch.testing.assert_close(fresh, plain, atol=0.05, rtol=0.05)
+    before = whole[0].detach().clone()
+    trainer.train()
+    moved = (whole[0] != before).float().mean()
+    assert moved > 0.2  # of an embedding the rows that occur
+
+
+def test_a_16_bit_model_without_an_adapter_is_left_as_it_is_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    model = RMForMaskedDiffusion.from_backbone(half(), MASK)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert prepare_for_training(model, None).dtype == torch.bfloat16
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "trained in torch.bfloat16" in caplog.text and "dtype=float32" in caplog.text

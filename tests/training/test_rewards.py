@@ -1,15 +1,20 @@
 """Rewards in TRL's form, and what contains one that hangs, raises or returns nothing."""
 
+import asyncio
+import contextlib
+import signal
 import threading
 import time
 from typing import Any
 
 import pytest
+from datasets import Dataset
+from isolation import isolated
 
-from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.tasks.sudoku import format_board, generate_boards
 from hf_rm.training.rewards import (
     MissingColumnError,
+    check_rewards,
     code_reward,
     completion_text,
     contained,
@@ -41,9 +46,8 @@ def test_math_by_math_verify() -> None:
     assert call(math_reward(), texts, answer=["0.5"] * 5) == [1, 1, 0, 0, 1]
 
 
+@isolated
 def test_code_in_the_sandbox() -> None:
-    if not sandbox_available().available:
-        pytest.skip("no sandbox here")
     programs = ["def f(x):\n    return 2 * x", "def f(x):\n    return x", "def f(:", "def f(x):\n    while True: pass"]
     reward = code_reward(timeout=1.0)
     columns = {"tests": [["assert f(2) == 4"]] * 4, "entry_points": [["f"]] * 4}
@@ -88,6 +92,110 @@ def test_hanging_in_the_main_thread_and_in_another() -> None:
     thread.join(10)
     assert found == [[None, None]] and time.monotonic() - begin < 5
     assert call(contained(lambda **_: [1]), ["a"]) == [1.0]  # the alarm is off again
+
+
+def slow_at(bad: set[int], seconds: float, calls: list[int]) -> Any:
+    """One for each completion, after a pause at some of them."""
+
+    def reward(completions: list[int], **columns: Any) -> list[float]:
+        for number in completions:
+            calls.append(number)
+            if number in bad:
+                time.sleep(seconds)
+        return [1.0] * len(completions)
+
+    return reward
+
+
+def test_one_that_hangs_costs_the_others_nothing() -> None:
+    """And all of it takes no longer than the one limit, however many hang or raise."""
+    begin = time.monotonic()
+    assert call(contained(slow_at({2}, 60, []), seconds=1.0), list(range(8))) == [1, 1, None, *[1.0] * 5]
+    assert time.monotonic() - begin < 1.5
+    calls: list[int] = []
+    begin = time.monotonic()
+    assert call(contained(slow_at(set(range(64)), 60, calls), seconds=1.0), list(range(64))) == [None] * 64
+    assert time.monotonic() - begin < 2.0
+
+    def raises_then_hangs(completions: list[int], **columns: Any) -> list[float]:
+        if len(completions) > 1:
+            raise RuntimeError("one at a time, please")
+        return hang()
+
+    begin = time.monotonic()
+    assert call(contained(raises_then_hangs, seconds=1.0), list(range(64))) == [None] * 64
+    assert time.monotonic() - begin < 2.0
+
+
+def test_a_library_with_alarms_of_its_own_does_not_switch_ours_off() -> None:
+    """math-verify sets the process's alarm for each answer, and clears it: what hangs afterwards is still ended."""
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
+
+    def reward(completions: list[str], **columns: Any) -> list[float]:
+        assert timeout(20)(lambda: 1)() == 1
+        return hang()
+
+    begin = time.monotonic()
+    assert call(contained(reward, seconds=0.5), ["a"]) == [None] and time.monotonic() - begin < 3
+
+    def caught(completions: list[str], **columns: Any) -> list[float]:
+        with contextlib.suppress(TimeoutException):
+            timeout(20)(hang)()  # our signal is taken for the library's own alarm
+        return hang()
+
+    begin = time.monotonic()
+    assert call(contained(caught, seconds=0.5), ["a"]) == [None] and time.monotonic() - begin < 3
+
+    def escapes(completions: list[str], **columns: Any) -> list[float]:
+        return timeout(20)(hang)()  # which is no Exception
+
+    assert call(contained(escapes, seconds=0.5), ["a"]) == [None]
+    before = signal.getsignal(signal.SIGALRM)
+    assert call(contained(lambda **_: [1.0], seconds=0.5), ["a"]) == [1.0]
+    assert signal.getsignal(signal.SIGALRM) is before
+    time.sleep(0.6)  # nothing rings any more
+
+
+def test_coroutines_are_contained_too() -> None:
+    async def reward(completions: list[int], weights: list[float], **columns: Any) -> list[Any]:
+        if 3 in completions:
+            await asyncio.sleep(60)
+        if 1 in completions:
+            raise RuntimeError("out of order")
+        return [float("nan") if number == 2 else weight for number, weight in zip(completions, weights, strict=True)]
+
+    safe = contained(reward, seconds=1.0)
+    assert asyncio.iscoroutinefunction(safe) and safe.__name__ == "reward"
+    begin = time.monotonic()
+    found = asyncio.run(call(safe, [0, 1, 2, 3, 4], weights=[0.5, 1, 2, 3, 4]))
+    assert found == [0.5, None, None, None, 4.0] and time.monotonic() - begin < 1.5
+
+    async def short(**columns: Any) -> list[float]:
+        return [1.0]
+
+    with pytest.raises(ValueError, match="returned 1 values for 2"):
+        asyncio.run(call(contained(short), ["a", "b"]))
+
+    class Judge:
+        async def __call__(self, completions: list[str], **columns: Any) -> list[float]:
+            return [2.0] * len(completions)
+
+    judged = contained(Judge())
+    assert asyncio.run(call(judged, ["a", "b"])) == [2.0, 2.0] and judged.__name__ == "Judge"
+
+
+def test_a_right_answer_that_cannot_be_one_is_an_error_before_training() -> None:
+    numeric = contained(math_reward(method="numeric"))
+    rows = [{"prompt": "", "answer": "7"}, {"prompt": "", "answer": r"\frac{1}{2}"}]
+    with pytest.raises(ValueError, match=r"row 1 of the dataset: gold is .*frac.*which is no number"):
+        check_rewards([numeric], rows)
+    check_rewards([numeric], rows[:1])
+    check_rewards([math_reward(), format_reward("a"), lambda **_: [1.0]], rows)
+    with pytest.raises(MissingColumnError, match="math_answer reads the column 'answer'.*it has level, prompt"):
+        check_rewards([numeric], [{"prompt": "", "level": 1}])
+    with pytest.raises(MissingColumnError, match="sudoku_exact reads the column 'solution'"):
+        check_rewards([sudoku_reward("exact")], Dataset.from_list([{"prompt": ""}]))
 
 
 def test_mistakes_are_not_contained() -> None:

@@ -347,6 +347,7 @@ def test_a_pool_that_leaves_no_row_on_one_side_is_refused(tmp_path, model, rows)
         ({"loss_clip": "soft"}, "loss_clip"),
         ({"pool_fraction": 1.0}, "pool_fraction"),
         ({"pool_reveal_threshold": 1.5}, "pool_reveal_threshold"),
+        ({"reveal_context": "wrong"}, "reveal_context"),
         ({"edit_weight": 0.0}, "edit_weight"),
         ({"pool_start": "x"}, "`pool_start` is 'x': pass one of 'draft', 'law', 'canvas'"),
         ({"pool_start_step": -5}, "`pool_start_step` is -5"),

@@ -236,3 +236,23 @@ def test_the_controls_in_a_browser(tmp_path):
         "scrubbed: Step 1 of 2 #step=0&replay=0",
         "picked: Step 0 of 1, the input #step=0&replay=1",
     ]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on PATH")
+def test_lines_of_a_text_begin_without_a_space_in_a_browser(tmp_path):
+    tokens = [" Ida", " has", "\n", " 7", "\n", "  x"]
+    steps = [[0] * 6, [0, 0, 1, 0, 0, 0]]
+    masked = [[False] * 6, [False] * 6]
+    masked[0][2] = True
+    page = Replay([tokens, tokens], steps[1:], masked)
+    write_html(page, tmp_path / "page.html")
+
+    def shown(step):
+        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / str(step)}"]
+        address = (tmp_path / "page.html").as_uri() + f"#step={step}"
+        dom = subprocess.run([*command, address], capture_output=True, text=True, timeout=60, check=True).stdout
+        prose = re.search(r'<div class="prose".*?>(.*?)</div>', dom, re.DOTALL)[1]
+        return re.sub(r"<[^>]*>", "", prose)
+
+    assert shown(1) == "Ida has↵\n7↵\n  x"  # two spaces are indentation
+    assert shown(0).startswith("Ida has") and " 7" in shown(0)  # no line ends there yet

@@ -131,22 +131,49 @@ def test_key_steps_prefer_revisions():
         r.key_steps(0)
 
 
-class SentencePieceLike:
-    """A tokenizer is callable (it encodes) and loses the space in front of a lone word."""
+def tokenizer_of(vocabulary, decoder):
+    """A real tokenizer of whole words; what a decoder does to them is the library's own."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
-    def __call__(self, text):
-        raise AssertionError("the tokenizer encoded")
-
-    def decode(self, ids):
-        return ["the", "<mask>"][ids[0]]
-
-    def convert_ids_to_tokens(self, token_id):
-        return ["\u2581the", "<mask>"][token_id]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}))
+    tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
-def test_a_tokenizer_keeps_the_leading_space():
-    r = Replay.from_trajectory([[0, 1]], [], mask_token_id=1, decode=SentencePieceLike())
-    assert r.frames == [[" the", "[MASK]"]]
+def decoders():
+    from tokenizers import decoders
+
+    words = decoders.WordPiece(prefix="\x00", cleanup=False)
+    lines = [decoders.Replace(" \n", "\n"), decoders.Replace(" .", ".")]
+    return {
+        "SentencePiece": (["\u2581the", "re", "<mask>"], decoders.Metaspace(), [" the", "re"]),
+        "WordPiece": (["the", "##re", "<mask>"], decoders.WordPiece(), [" the", "re"]),
+        "byte level": (["\u0120the", "re", "<mask>"], decoders.ByteLevel(), [" the", "re"]),
+        "words": (["the", ".", "<mask>"], decoders.Sequence([words, decoders.Fuse(), *lines]), [" the", "."]),
+        "lines": (["7", "\n", "<mask>"], decoders.Sequence([words, decoders.Fuse(), *lines]), [" 7", "\n"]),
+        "an end": (["the", "<eos>", "<mask>"], words, [" the", "<eos>"]),
+        "no spaces": (["5", "6", "<mask>"], decoders.Fuse(), ["5", "6"]),
+    }
+
+
+@pytest.mark.parametrize("kind", decoders())
+def test_a_token_stands_as_it_does_inside_a_text(kind):
+    """A lone word loses the space before it: a page of a tokenizer that joins words showed themallrunintoone."""
+    vocabulary, decoder, shown = decoders()[kind]
+    replay = Replay.from_trajectory([[0, 1, 2]], [], mask_token_id=2, decode=tokenizer_of(vocabulary, decoder))
+    assert replay.frames == [[*shown, "[MASK]"]]
+
+
+def test_the_text_models_words_are_apart():
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "model_cards" / "tiny-math-base")
+    ids = tokenizer("Henry starts with 10 toys.\n10 * 2 = 20\n")["input_ids"]
+    replay = Replay.from_trajectory([ids], [], mask_token_id=-1, decode=tokenizer)
+    assert "".join(replay.frames[0]) == " Henry starts with 10 toys.\n 10 * 2 = 20\n"
 
 
 def test_decode_is_never_asked_for_the_mask():

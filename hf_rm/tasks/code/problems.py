@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._records import column, read_records
+from .._records import BadRecordError, column, read_each
 
 SPLIT_SEED = 20261122
 
@@ -61,7 +61,7 @@ def _parsed(code: str, where: str, name: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{where} has a {name!r} that is no Python: {error}") from error
+        raise BadRecordError(f"{where} has a {name!r} that is no Python: {error}") from error
 
 
 def _defined(tree: ast.Module) -> list[str]:
@@ -88,23 +88,25 @@ def mbpp_problem(where: str, record: dict[str, Any]) -> CodeProblem:
     used = set().union(*(_used(_parsed(test, where, "test_list")) for test in tests))
     names = tuple(name for name in _defined(_parsed(solution, where, "code")) if name in used)
     if not names:
-        raise ValueError(f"{where}: no test uses a name that its 'code' defines.")
+        raise BadRecordError(f"{where}: no test uses a name that its 'code' defines.")
     description = _unix(column(record, where, "text", "prompt")).strip()
     return CodeProblem(str(column(record, where, "task_id")), description, tuple(tests), names, solution)
 
 
-def read_mbpp(path: str | Path) -> list[CodeProblem]:
+def read_mbpp(path: str | Path, left_out: list[str] | None = None) -> list[CodeProblem]:
     """Read MBPP problems: the full set (JSONL) or the sanitized one (a JSON list).
 
     Args:
         path: A file, or a folder of files.
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or its code or tests are no Python; the message says which.
+        ValueError: If a record lacks a column, or cannot be used: its code or tests are no Python, or do not belong
+            together; the message says which.
 
     Example:
         >>> import json, tempfile
@@ -114,7 +116,7 @@ def read_mbpp(path: str | Path) -> list[CodeProblem]:
         ...     read_mbpp(file.name)[0].entry_points
         ('d',)
     """
-    return [mbpp_problem(where, record) for where, record in read_records(path)]
+    return read_each(path, mbpp_problem, left_out)
 
 
 def humaneval_problem(where: str, record: dict[str, Any]) -> CodeProblem:
@@ -124,25 +126,27 @@ def humaneval_problem(where: str, record: dict[str, Any]) -> CodeProblem:
     solution = prompt + _unix(column(record, where, "canonical_solution"))
     names = _defined(_parsed(solution, where, "canonical_solution"))
     if entry_point not in names:
-        raise ValueError(f"{where}: its 'prompt' defines {names}, not its 'entry_point' {entry_point!r}.")
+        raise BadRecordError(f"{where}: its 'prompt' defines {names}, not its 'entry_point' {entry_point!r}.")
     test = f"{_unix(column(record, where, 'test'))}\n\ncheck({entry_point})\n"
     _parsed(test, where, "test")
     names = [name for name in names if name != entry_point] + [entry_point]  # tests may use the prompt's others too
     return CodeProblem(str(column(record, where, "task_id")), prompt, (test,), tuple(names), solution, prompt)
 
 
-def read_humaneval(path: str | Path) -> list[CodeProblem]:
+def read_humaneval(path: str | Path, left_out: list[str] | None = None) -> list[CodeProblem]:
     """Read HumanEval problems.
 
     Args:
         path: A file, or a folder of files.
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or its code or tests are no Python; the message says which.
+        ValueError: If a record lacks a column, or cannot be used: its code or tests are no Python, or do not belong
+            together; the message says which.
 
     Example:
         >>> import json, tempfile
@@ -153,7 +157,7 @@ def read_humaneval(path: str | Path) -> list[CodeProblem]:
         ...     read_humaneval(file.name)[0].prompt
         'def d(x):\\n'
     """
-    return [humaneval_problem(where, record) for where, record in read_records(path)]
+    return read_each(path, humaneval_problem, left_out)
 
 
 def split_problems(

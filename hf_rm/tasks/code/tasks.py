@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from .._records import named_sources, read_told
 from ..text import TextSample
-from .problems import CodeProblem, read_humaneval, read_mbpp, split_problems
+from .problems import SPLIT_SEED, CodeProblem, read_humaneval, read_mbpp, split_problems
 from .verify import verify_code
 
 CODE_TASKS = ("mbpp", "humaneval")
@@ -18,6 +20,7 @@ class CodeTask:
     """
     MBPP, split 30 / 70 by a documented seed unless test data is given; or HumanEval as held-out data.
 
+    What is left out of the data (records that cannot be used, duplicates, what is held out too) is told in `remarks`.
     A completion is a fenced block; what is graded is the program in it, run against the tests in the sandbox.
 
     Args:
@@ -25,6 +28,7 @@ class CodeTask:
         train_data: MBPP to train on: a file, a folder or ``owner/name:config:split``.
         test_data: Held-out data of the kind that `name` says. Without it, 70 % of `train_data`.
         timeout: Seconds a program may run.
+        split_seed: Of the split, without test data.
         sandbox: Further settings of [`~hf_rm.evaluation.sandbox.run_code`].
 
     Raises:
@@ -43,6 +47,7 @@ class CodeTask:
         train_data: str | None = None,
         test_data: str | None = None,
         timeout: float = 10.0,
+        split_seed: int = SPLIT_SEED,
         **sandbox: Any,
     ) -> None:
         if name not in CODE_TASKS:
@@ -50,8 +55,9 @@ class CodeTask:
         if test_data is None and (name == "humaneval" or train_data is None):
             missing = "`test_data`" if name == "humaneval" else "`train_data`, `test_data` or both"
             raise ValueError(f"task {name!r} has no data to be held out: pass {missing}.")
-        self.name, self.train_data, self.test_data = name, train_data, test_data
+        self.name, self.train_data, self.test_data, self.split_seed = name, train_data, test_data, split_seed
         self.sandbox = {"timeout": timeout, **sandbox}
+        self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
         """Training problems with their solutions."""
@@ -65,16 +71,25 @@ class CodeTask:
 
     def grade(self, sample: TextSample, text: str) -> bool:
         """Whether the program in a completion passes its problem's tests."""
-        return verify_code(self._by_key[sample.key], text, **self.sandbox).passed
+        return verify_code(self.problem(sample), text, **self.sandbox).passed
+
+    def problem(self, sample: TextSample) -> CodeProblem:
+        """The problem that a sample was made of, with its tests."""
+        return self._by_key[sample.key]
 
     @cached_property
     def _parts(self) -> tuple[list[CodeProblem], list[CodeProblem]]:
-        train = [] if self.train_data is None else read_mbpp(self.train_data)
+        train = [] if self.train_data is None else read_told(self.train_data, read_mbpp, self.remarks)
         if self.test_data is None:
-            return split_problems(train)
-        test = read_humaneval(self.test_data) if self.name == "humaneval" else read_mbpp(self.test_data)
+            return split_problems(train, seed=self.split_seed)
+        read = read_humaneval if self.name == "humaneval" else read_mbpp
+        test = read_told(self.test_data, read, self.remarks)
         held_out = {problem.task_id for problem in test}
-        return [problem for problem in train if problem.task_id not in held_out], test
+        kept = [problem for problem in train if problem.task_id not in held_out]
+        if len(kept) < len(train):
+            count = len(train) - len(kept)
+            self.remarks.append(f"{self.train_data}: {count:,} problems are held out, and not trained on")
+        return kept, test
 
     @cached_property
     def _by_key(self) -> dict[str, CodeProblem]:
@@ -82,3 +97,9 @@ class CodeTask:
 
     def _sample(self, problem: CodeProblem) -> TextSample:
         return TextSample(problem.task_id, problem.prompt, FENCED.format(code=problem.solution.strip()))
+
+
+def more_code_tests(given: Sequence[str], **settings: Any) -> list[CodeTask]:
+    """Further data to be tested on, each ``task=data``; settings as of [`CodeTask`]."""
+    pairs = named_sources(given, "more_tests", CODE_TASKS)
+    return [CodeTask(name, None, source, **settings) for name, source in pairs]

@@ -155,7 +155,7 @@ def fit_codebook(
 
 def receptive_field(
     decode: Callable[[Grid], Image], codes: int, side: int = 9, trials: int = 32, seed: int = 0
-) -> int:
+) -> float:
     """
     Measure how far a token reaches: change the middle one of a random grid and look which pixels move.
 
@@ -167,17 +167,25 @@ def receptive_field(
         seed (`int`, defaults to 0): of the grids.
 
     Returns:
-        Pixels beyond the token's own patch that moved, at most, in any direction.
+        Pixels beyond the token's own patch that moved, at most, in any direction; inf where one at the picture's edge
+        did, so that it may reach further (pass a larger `side`) or everywhere.
+
+    Raises:
+        ValueError: for an even side, which has no middle.
 
     Example:
         >>> receptive_field(load_codebook().decode, 512)
         4
     """
+    if side < 3 or side % 2 == 0:
+        raise ValueError(f"`side` is {side}: pass an odd number of tokens, 3 or more.")
     rng = np.random.default_rng(seed)
     before = rng.integers(0, codes, (trials, side, side))
     after = before.copy()
     after[:, side // 2, side // 2] = (before[:, side // 2, side // 2] + rng.integers(1, codes, trials)) % codes
     moved = (decode(before) != decode(after)).any(-1).any(0)
+    if moved[[0, -1]].any() or moved[:, [0, -1]].any():
+        return float("inf")
     patch = moved.shape[0] // side
     places = np.argwhere(moved) - side // 2 * patch
     if not len(places):

@@ -17,7 +17,6 @@ from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
 from ...training import MaskedSFTCollator
-from .layout import Ids
 from .protocols import Layout
 
 
@@ -70,8 +69,16 @@ class EditCollator(RMDataCollator):
         for name in ("input_ids", "target_ids", "start_ids", "history_ids"):
             batch[name] = _without_conditions(batch[name], self.layout, drops)
         batch |= _attention(self.layout, batch["input_ids"])
-        batch["unlikelihood_mask"] = torch.from_numpy(self._unedited([f["input_ids"] for f in features]))
+        # What is edited is known of the rows as they were, before any lost its source.
+        whole = torch.from_numpy(np.stack([feature["input_ids"] for feature in features]))
+        batch["unlikelihood_mask"] = self.unedited(whole, batch["editable_mask"])
         return batch
+
+    def unedited(self, targets: Tensor, editable: Tensor) -> Tensor:
+        """(B, N) bool: the canvas of rows (B, N) that end with the target, where it is as the source."""
+        found, canvas = torch.zeros_like(editable), self.layout.canvas
+        found[:, canvas] = (targets[:, canvas] == targets[:, self.layout.source]) & editable[:, canvas]
+        return found
 
     def _begin(self, batch: dict[str, Tensor], names: Sequence[str]) -> None:
         """Put the rows that are drawn for it where decoding begins."""
@@ -90,11 +97,6 @@ class EditCollator(RMDataCollator):
         corrupted = super()._corrupted(uniforms, edited, targets)
         alarms = uniforms.draw(targets.shape[1]) < self.false_alarms
         return corrupted | (alarms & editable & ~edited)
-
-    def _unedited(self, sequences: Sequence[Ids]) -> np.ndarray:
-        assert isinstance(self.proposal, SourceProposal)
-        targets = np.stack(sequences)
-        return self.layout.editable_mask & (self.proposal.source_tokens(targets) == targets)
 
 
 @dataclass
@@ -129,7 +131,7 @@ def _without_conditions(ids: Tensor, layout: Layout, drops: tuple[Tensor, Tensor
     """Ids (B, N) or the ids of runs (B, N, S) without what the rows lose."""
     text, image = (drop.reshape(-1, *[1] * (ids.dim() - 1)) for drop in drops)
     ids = torch.where(text, layout.without_text(ids)[0], ids)
-    return torch.where(image, layout.without_source(ids), ids)
+    return torch.where(image, layout.without_source(ids)[0], ids)
 
 
 def _attention(layout: Layout, ids: Tensor) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ BOI_ID, EOI_ID, UNCONDITION_ID, BOA_ID, EOA_ID = 126349, 126350, 126351, 126354,
 FIRST_CODE, CODES = 126356, 8192
 VOCAB_SIZE = FIRST_CODE + CODES
 SYSTEM_PROMPT = "Generate an image applying the following editing instruction based on the original image."
+SOURCE_DROPS = ("mask", "remove")
+_WHERE = ("token", "cache_dir", "local_files_only")
 _UNCONDITION, _END_OF_USER = "<uncondition>", "</user>"
 
 
@@ -147,15 +149,19 @@ class DimooLayout:
         tokenizer: the checkpoint's.
         rows, columns (`int`): of the token grid.
         text_length (`int`): slots for the prompt up to the request; longer ones are refused.
+        source_drop (`str`, defaults to `"mask"`): how a sequence loses its source: `"mask"` puts masks in place of its
+            codes, as training here drops it; `"remove"` hides the whole block with its borders, which is as if it were
+            not there: what the published checkpoint's own sampler does.
 
     Raises:
-        ValueError: for a tokenizer without DiMOO's special words, or a layout without room.
+        ValueError: for a tokenizer without DiMOO's special words, a layout without room, or another `source_drop`.
     """
 
     tokenizer: Any
     rows: int
     columns: int
     text_length: int
+    source_drop: str = "mask"
 
     mask_token_id = MASK_ID
     pad_token_id = PAD_ID
@@ -169,6 +175,8 @@ class DimooLayout:
             raise ValueError(
                 f"`tokenizer` has {_UNCONDITION} at {found}, not {UNCONDITION_ID}: pass the tokenizer of Lumina-DiMOO."
             )
+        if self.source_drop not in SOURCE_DROPS:
+            raise ValueError(f"`source_drop` is {self.source_drop!r}: pass one of {', '.join(SOURCE_DROPS)}.")
         if min(self.rows, self.columns) < 1 or self.text_length < len(self.unconditional_text):
             raise ValueError(
                 f"`rows`, `columns`, `text_length` are {self.rows}, {self.columns}, {self.text_length}: pass 1 or "
@@ -176,10 +184,12 @@ class DimooLayout:
             )
 
     @classmethod
-    def of(cls, tokenizer: Any, instructions: Sequence[str], rows: int, columns: int) -> DimooLayout:
+    def of(
+        cls, tokenizer: Any, instructions: Sequence[str], rows: int, columns: int, source_drop: str = "mask"
+    ) -> DimooLayout:
         """The layout whose text slots fit these instructions."""
         lengths = [len(tokenizer(dimoo_prompt(text))["input_ids"]) - 1 for text in (_UNCONDITION, *instructions)]
-        return cls(tokenizer, rows, columns, max(lengths))
+        return cls(tokenizer, rows, columns, max(lengths), source_drop)
 
     @property
     def source(self) -> slice:
@@ -291,12 +301,25 @@ class DimooLayout:
         attention_mask[:, : self.text_length] = torch.tensor(prefix, device=ids.device) != PAD_ID
         return ids, attention_mask
 
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's codes; newlines stay."""
+    def without_source(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """
+        Ids (B, N), or ids of runs (B, N, S), without the source, and their mask, as `source_drop` says.
+
+        Raises:
+            ValueError: for `"remove"` without an attention mask.
+        """
+        if self.source_drop == "remove":
+            if attention_mask is None:
+                raise ValueError(
+                    'source_drop="remove" hides the source: pass the attention mask, or train with "mask".'
+                )
+            hidden = attention_mask.clone()
+            hidden[:, self.source.start - 1 : self.source.stop + 1] = 0  # BOI and EOI too
+            return ids, hidden
         ids = ids.clone()
         places = torch.arange(self.source.start, self.source.stop)[torch.from_numpy(self._is_code)]
         ids[:, places.to(ids.device)] = MASK_ID
-        return ids
+        return ids, attention_mask
 
     @property
     def _is_code(self) -> npt.NDArray[np.bool_]:
@@ -417,7 +440,14 @@ class DimooEditor:
         check_dimoo(self.model)
 
     @classmethod
-    def load(cls, name: str | os.PathLike[str], adapted: str | None = None, **backbone_kwargs: Any) -> DimooEditor:
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        adapted: str | None = None,
+        revision: str | None = None,
+        adapted_revision: str | None = None,
+        **backbone_kwargs: Any,
+    ) -> DimooEditor:
         """
         From a checkpoint: network, tokenizer, and `vqvae` beside them.
 
@@ -425,7 +455,11 @@ class DimooEditor:
             name (`str` or path): Hub name or folder of Lumina-DiMOO.
             adapted (`str`, *optional*): Hub name or folder of a model or adapter trained here, in place of the bare
                 network.
-            backbone_kwargs: for the network's `from_pretrained` (`dtype`, `device_map`, `revision`, ...).
+            revision (`str`, *optional*): commit, branch or tag of `name`, for all three parts; an adapter's own config
+                names the revision of its base.
+            adapted_revision (`str`, *optional*): that of `adapted`.
+            backbone_kwargs: for the network's `from_pretrained` (`dtype`, `device_map`, ...); `token`, `cache_dir` and
+                `local_files_only` for the other parts, too.
 
         Raises:
             ImportError: without diffusers.
@@ -436,14 +470,19 @@ class DimooEditor:
             raise ImportError('image tokens need diffusers; run `pip install "hf-rm[image]"`.') from error
         from transformers import AutoTokenizer
 
+        where = {key: backbone_kwargs[key] for key in _WHERE if key in backbone_kwargs}
+        if revision is not None:
+            where["revision"] = revision
         if adapted is not None:
-            model = RMForMaskedDiffusion.from_pretrained(adapted, **backbone_kwargs)
+            of = {} if adapted_revision is None else {"revision": adapted_revision}
+            model = RMForMaskedDiffusion.from_pretrained(adapted, **of, **backbone_kwargs)
         else:
+            kwargs = {**backbone_kwargs, **where}
             model = RMForMaskedDiffusion.from_backbone(
-                str(name), suppressed_token_ids=[], history_scope="editable", backbone_kwargs=backbone_kwargs
+                str(name), suppressed_token_ids=[], history_scope="editable", backbone_kwargs=kwargs
             )
-        vqvae = VQModel.from_pretrained(name, subfolder="vqvae").to(model.device)
-        return cls(model.eval(), AutoTokenizer.from_pretrained(name), VQTokens(vqvae))
+        vqvae = VQModel.from_pretrained(name, subfolder="vqvae", **where).to(model.device)
+        return cls(model.eval(), AutoTokenizer.from_pretrained(name, **where), VQTokens(vqvae))
 
     def edit(
         self,
@@ -452,6 +491,7 @@ class DimooEditor:
         decoding: str = "revise",
         text_guidance: float = 2.5,
         image_guidance: float = 4.0,
+        source_drop: str = "mask",
         **settings: Any,
     ) -> EditRun:
         """
@@ -463,6 +503,8 @@ class DimooEditor:
             decoding (`str`): a key of `DECODINGS`. `"revise"` needs a network that was trained by RM: the published
                 one never predicts the mask; `"regenerate"` fills a canvas of masks.
             text_guidance, image_guidance (`float`): scales of [`TwoScaleGuidance`].
+            source_drop (`str`, defaults to `"mask"`): of [`DimooLayout`], for the image's guidance; `"remove"` for the
+                bare checkpoint.
             settings: as [`edit_images`]; `keep_pixels` is False unless it is given, since this decoder would leave
                 seams.
 
@@ -471,7 +513,7 @@ class DimooEditor:
         """
         check_images(source, self.tokens.patch)
         rows, columns = (side // self.tokens.patch for side in source.shape[1:3])
-        layout = DimooLayout.of(self.tokenizer, instructions, rows, columns)
+        layout = DimooLayout.of(self.tokenizer, instructions, rows, columns, source_drop)
         scales = {"text_guidance": text_guidance, "image_guidance": image_guidance}
         settings = {"keep_pixels": False, **settings, **scales}
         return edit_images(self.model, layout, self.tokens, source, instructions, decoding, **settings)

@@ -36,7 +36,8 @@ class ImageEditor:
         >>> layout = edit_layout(book)
         >>> size = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
         >>> editor = ImageEditor(build_image_edit_model(layout, **size), layout, book)
-        >>> editor.edit(generate_edits(1).source, ["remove the crab"], max_steps=1).result.shape
+        >>> edits = generate_edits(1)
+        >>> editor.edit(edits.source, edits.instructions, max_steps=1).result.shape
         (1, 64, 64, 3)
     """
 
@@ -73,6 +74,11 @@ class ImageEditor:
         if len(book) != layout.codes:
             raise ValueError(
                 f"{folder} has a codebook of {len(book)} codes and words for {layout.codes}: save it again."
+            )
+        if model.config.vocab_size != layout.vocab_size:
+            raise ValueError(
+                f"{folder} has a network of {model.config.vocab_size} ids, and words and codes for "
+                f"{layout.vocab_size}: they are not of one editor. Save it again."
             )
         regenerates = model.generation_config.revise is None
         return cls(model.eval(), layout, book, "regenerate" if regenerates else "revise")

@@ -10,6 +10,8 @@ instruction. The canvas is the same in all three, and each has a history of its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,19 +22,20 @@ from ...generation_denoiser_rm import Denoised
 from ...generation_output_rm import ReflectiveOutput
 from ...generation_rm import ReflectiveGenerationMixin
 from ...history import HistoryState
-from .protocols import Conditions
+from .protocols import Conditions, Layout
 
 
-def guided(cond: Tensor, uncond_text: Tensor, uncond_image: Tensor, text_scale: float, image_scale: float) -> Tensor:
+def guided(cond: Tensor, others: Sequence[tuple[Tensor, float]]) -> Tensor:
     """
-    The formula above.
+    The formula above, in float32: conditional scores, and those of each other branch with its scale.
 
     Example:
         >>> one, half, none = torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([0.0])
-        >>> guided(one, half, none, 2.5, 4.0)
+        >>> guided(one, [(half, 2.5), (none, 4.0)])
         tensor([6.2500])
     """
-    return cond + text_scale * (cond - uncond_text) + image_scale * (cond - uncond_image)
+    scores = cond.float()
+    return sum((scale * (scores - other.float()) for other, scale in others), start=scores)
 
 
 class TwoScaleGuidance(ReflectiveGenerationMixin, nn.Module):
@@ -110,10 +113,10 @@ class TwoScaleGuidance(ReflectiveGenerationMixin, nn.Module):
             self.model._denoise(ids, mask, editable_mask, memory, use_history, positions, **inputs)
             for (ids, mask, _), memory in zip(branches, memories, strict=True)
         ]
-        cond = results[0].logits.float()
-        logits = cond
-        for (_, _, scale), result in zip(branches[1:], results[1:], strict=True):
-            logits = logits + scale * (cond - result.logits.float())
+        scales = [scale for _, _, scale in branches]
+        logits = guided(
+            results[0].logits, [(r.logits, scale) for r, scale in zip(results[1:], scales[1:], strict=True)]
+        )
         after = [result.history for result in results]
         if after[0] is None:
             return Denoised(logits)
@@ -126,5 +129,49 @@ class TwoScaleGuidance(ReflectiveGenerationMixin, nn.Module):
         if self.text_scale:
             branches.append((*self.conditions.without_text(ids, mask), self.text_scale))
         if self.image_scale:
-            branches.append((self.conditions.without_source(ids), mask, self.image_scale))
+            branches.append((*self.conditions.without_source(ids, mask), self.image_scale))
         return branches
+
+
+class KeptSource(TwoScaleGuidance):
+    """
+    A model that leaves a place of the canvas as the source has it unless it is surer of something else: a token's
+    share p(token) / (p(token) + p(source's token)) has to be above a threshold, as a mask's has to in revision.
+
+    What a regenerating model is compared with at equal coverage.
+
+    Args:
+        model, layout, text_scale, image_scale: as [`TwoScaleGuidance`], which it is beside this.
+        threshold (`float`): from 0.5 (nothing is preferred) to below 1.
+
+    Raises:
+        ValueError: as [`TwoScaleGuidance`], and for a threshold outside [0.5, 1).
+    """
+
+    def __init__(
+        self, model: Any, layout: Layout, threshold: float, text_scale: float = 0.0, image_scale: float = 0.0
+    ) -> None:
+        if not 0.5 <= threshold < 1.0:
+            raise ValueError(f"`keep_threshold` is {threshold!r}: pass a share from 0.5 (off) to below 1.")
+        super().__init__(model, layout, text_scale, image_scale)
+        self.layout = layout
+        self.bonus = torch.tensor(threshold, dtype=torch.float64).logit().item()
+
+    def _denoise(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        editable_mask: Tensor,
+        history: HistoryState | None,
+        use_history: bool,
+        positions: Tensor | None,
+        **inputs: Any,
+    ) -> Denoised:
+        found = super()._denoise(input_ids, attention_mask, editable_mask, history, use_history, positions, **inputs)
+        tokens = input_ids.clone()
+        tokens[:, self.layout.canvas] = input_ids[:, self.layout.source]
+        bonus = self.bonus * editable_mask.float()
+        if positions is not None:  # one past the end stands for none: its scores mean nothing
+            places = positions.clamp(max=tokens.shape[1] - 1)
+            tokens, bonus = tokens.gather(1, places), bonus.gather(1, places)
+        return replace(found, logits=found.logits.scatter_add(-1, tokens[..., None], bonus[..., None]))

@@ -165,11 +165,11 @@ class EditLayout:
         ids[:, : self.text_length] = prefix.reshape(-1, *[1] * (ids.dim() - 2))
         return ids, attention_mask
 
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens."""
+    def without_source(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, N), or ids of runs (B, N, S), with masks in place of the source's tokens; the mask as it is."""
         ids = ids.clone()
         ids[:, self.source] = MASK_ID
-        return ids
+        return ids, attention_mask
 
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Ids:
         """
@@ -262,7 +262,12 @@ class EditLayout:
 
 
 def edit_layout(book: PatchCodebook, size: int = 64, text_length: int = 12) -> EditLayout:
-    """The layout of composed edits of `size` x `size` pixels with the words that their training split knows."""
+    """
+    The layout of composed edits of `size` x `size` pixels with the words that their training split knows.
+
+    Raises:
+        ValueError: for a size that the codebook's patches do not fill.
+    """
     if size % book.patch:
         raise ValueError(f"`size` is {size}: pass a multiple of the codebook's patch of {book.patch} pixels.")
     side = size // book.patch
@@ -279,6 +284,8 @@ def pairs_layout(book: PatchCodebook, pairs: EditPairs, max_words: int = 4096) -
         max_words (`int`, defaults to 4096): the others become one id, "unknown".
     """
     counts = Counter(word for instruction in pairs.instructions for word in instruction_words(instruction))
+    for word in [word for word in counts if word.startswith("<")]:
+        del counts[word]  # it could be the name of a code, or of the mask, in the tokenizer
     words = sorted(word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_words])
     side = pairs.source.shape[1] // book.patch
     return EditLayout(words, len(book), side, side, MAX_WORDS)

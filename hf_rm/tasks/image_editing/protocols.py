@@ -18,8 +18,8 @@ class Conditions(Protocol):
         """Sequences (B, N) and their mask, with the unconditional prefix in the instruction's place."""
         ...
 
-    def without_source(self, ids: Tensor) -> Tensor:
-        """Sequences (B, N) with masks in place of the source's tokens."""
+    def without_source(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sequences (B, N) and their mask, without the source: masks in its place, or hidden."""
         ...
 
 
@@ -79,6 +79,10 @@ class Layout(Conditions, Protocol):
     @property
     def suppressed_token_ids(self) -> list[int]:
         """What a reveal must never write."""
+        ...
+
+    def encode_text(self, instruction: str) -> list[int]:
+        """The ids of an instruction, padded; a ValueError for one that cannot be held."""
         ...
 
     def sequences(self, instructions: Sequence[str], source: Grid, canvas: Grid | None = None) -> Grid:

@@ -154,6 +154,25 @@ def emoji_list() -> tuple[Emoji, ...]:
         return tuple(Emoji(int(row["index"]), row["name"], row["split"]) for row in csv.DictReader(file))
 
 
+@lru_cache(maxsize=8)
+def emoji_pool(split: str = "train", count: int | None = None) -> tuple[Emoji, ...]:
+    """
+    The emoji of `"train"` or `"test"`, or `count` of them, spread over the list.
+
+    Raises:
+        ValueError: for fewer than the four that a scene needs.
+
+    Example:
+        >>> [emoji.name for emoji in emoji_pool(count=4)]
+        ['abacus', 'delivery truck', 'leafy green', 'ringed planet']
+    """
+    of = [emoji for emoji in emoji_list() if emoji.split == split]
+    count = len(of) if count is None else min(count, len(of))
+    if count < 4:
+        raise ValueError(f"`emoji` is {count}: a scene needs 4 different ones at least.")
+    return tuple(of[i * len(of) // count] for i in range(count))
+
+
 @lru_cache(maxsize=4096)
 def render_emoji(index: int, side: int) -> npt.NDArray[np.float32]:
     """An emoji as (side, side, 4) RGBA, colours 0 to 255 and alpha 0 to 1. Do not write to it: it is cached."""
@@ -227,7 +246,7 @@ def generate_edits(
         raise ValueError(f"`count` is {count}: pass at least 1.")
     if not 1 <= cell <= size // 4:
         raise ValueError(f"`cell` is {cell}: pass 1 (anywhere) to {size // 4} pixels, a quarter of the side.")
-    pool = _pool("test" if split == "test" else "train", emoji)
+    pool = emoji_pool("test" if split == "test" else "train", emoji)
     keys = row_keys(seed, 0, [f"edit/{split}/{first + number}" for number in range(count)])
     source = np.empty((count, size, size, 3), dtype=np.uint8)
     target, mask, edits = np.empty_like(source), np.empty((count, size, size), dtype=bool), []
@@ -371,16 +390,6 @@ def _visible_hue(sprite: npt.NDArray[np.float32], start: int) -> str:
 
 def _with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
-
-
-@lru_cache(maxsize=8)
-def _pool(split: str, count: int | None = None) -> tuple[Emoji, ...]:
-    """The emoji of a split, or `count` of them evenly spread."""
-    of = [emoji for emoji in emoji_list() if emoji.split == split]
-    count = len(of) if count is None else min(count, len(of))
-    if count < 4:
-        raise ValueError(f"`emoji` is {count}: a scene needs 4 different ones at least.")
-    return tuple(of[i * len(of) // count] for i in range(count))
 
 
 def _background(stream: _Stream, split: str, size: int) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ...visualize._files import replacing
 from .codebook import Grid, Image, PatchCodebook, check_images
+from .edit import with_kept_pixels
 
 _COLUMNS = ("source", "predicted region", "result", "target", "difference")
 _SIDE, _GAP, _LINE = 128, 6, 16
@@ -87,6 +88,8 @@ def write_edit_sheet(
     panels = (source, region_overlay(source, predicted), result, target, difference_map(result, target))
     pillow, draw_module = _pillow()
     width, height = _GAP + (_SIDE + _GAP) * len(panels), _GAP + _LINE + (_LINE + _SIDE + _GAP) * len(source)
+    scale = _SIDE / max(source.shape[1:3])
+    tile_size = (round(scale * source.shape[2]), round(scale * source.shape[1]))
     sheet = pillow.new("RGB", (width, height), _PAPER)
     draw = draw_module.Draw(sheet)
     for column, name in enumerate(_COLUMNS):
@@ -96,30 +99,38 @@ def write_edit_sheet(
         heading = f"{row}. {instructions[row]}" + (f"   [{notes[row]}]" if notes[row] else "")
         draw.text((_GAP, top), heading.encode("latin-1", "replace").decode("latin-1"), fill=_INK)
         for column, panel in enumerate(panels):
-            tile = pillow.fromarray(panel[row]).resize((_SIDE, _SIDE), pillow.Resampling.NEAREST)
+            tile = pillow.fromarray(panel[row]).resize(tile_size, pillow.Resampling.NEAREST)
             sheet.paste(tile, (_GAP + column * (_SIDE + _GAP), top + _LINE))
     with replacing(path) as draft:
         sheet.save(draft, format="PNG", optimize=True)
     return Path(path)
 
 
-def revision_frames(states: Grid, book: PatchCodebook) -> Image:
+def revision_frames(states: Grid, book: PatchCodebook, source: Image | None = None) -> Image:
     """
     (S, H, W, 3) pictures of the canvas (S, rows, columns) step by step; masked tokens are a grey chequer.
 
+    With `source` (H, W, 3) its own pixels stand where the token is the source's, as in what an editor returns.
     Steps at the end that change nothing are left out.
     """
     moved = np.flatnonzero((states[1:] != states[:-1]).any((1, 2)))
     states = states[: (moved[-1] + 2 if len(moved) else 1)]
     masked = states < 0
     pictures = book.decode(np.where(masked, 0, states))
+    if source is not None:
+        pictures = with_kept_pixels(pictures, source[None], states == book.encode(source[None]))
     rows, columns = np.indices(pictures.shape[1:3])
     chequer = _MASKED[(rows // 2 + columns // 2) % 2]
     return np.where(_enlarge(masked, pictures.shape[1:3])[..., None], chequer, pictures)
 
 
 def write_revision_gif(
-    path: str | os.PathLike[str], states: Grid, book: PatchCodebook, scale: int = 4, milliseconds: int = 400
+    path: str | os.PathLike[str],
+    states: Grid,
+    book: PatchCodebook,
+    source: Image | None = None,
+    scale: int = 4,
+    milliseconds: int = 400,
 ) -> Path:
     """
     Write the revision of one edit as an animated GIF that repeats; the last frame stays longer.
@@ -128,6 +139,8 @@ def write_revision_gif(
         path: where it goes.
         states (`(S, rows, columns)` int64): the canvas step by step, -1 where masked; `run.states[:, i]`.
         book ([`PatchCodebook`]): decodes it.
+        source (`(H, W, 3)` uint8, *optional*): the picture, of which an editor keeps the pixels where it keeps a
+            token. With it the last frame is the edit's result; without it every token is shown as decoded.
         scale (`int`, defaults to 4): enlargement.
         milliseconds (`int`, defaults to 400): of a frame.
 
@@ -138,7 +151,7 @@ def write_revision_gif(
         raise ValueError(f"`states` has shape {states.shape}: pass (steps, rows, columns), one edit's states.")
     pillow, _ = _pillow()
     frames = []
-    for picture in revision_frames(states, book):
+    for picture in revision_frames(states, book, source):
         frame = pillow.fromarray(picture)
         frames.append(frame.resize((frame.width * scale, frame.height * scale), pillow.Resampling.NEAREST))
     durations = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]

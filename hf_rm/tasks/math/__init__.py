@@ -1,6 +1,6 @@
 """Math word problems: GSM8K, MATH and CMATH from local files, the answer in a completion, and equivalence of answers.
 
-Equivalence uses the optional library math-verify (``pip install hf-rm[eval]``); it is imported when it is needed.
+Equivalence uses the optional library math-verify (``pip install hf-rm[recipes]``); it is imported when it is needed.
 """
 
 from .answers import extract_answer, extract_boxed, extract_marked

@@ -23,7 +23,7 @@ def _math_verify() -> ModuleType:
         math_verify.parse("\\boxed{\\frac{1}{2}}", parsing_timeout=None)
     except ImportError as error:
         raise ImportError(
-            "comparing answers needs math-verify: pip install 'hf-rm[eval]'. Where every answer is a plain number, "
+            "comparing answers needs math-verify: pip install 'hf-rm[recipes]'. Where every answer is a plain number, "
             "method='numeric' needs no library."
         ) from error
     return math_verify

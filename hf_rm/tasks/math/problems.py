@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._records import column, read_records
+from .._records import BadRecordError, column, read_each
 from .answers import extract_boxed, extract_marked
+from .equivalence import answers_equal
 
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
@@ -38,7 +39,19 @@ class MathProblem:
 
 
 def _text(record: dict[str, Any], where: str, *names: str) -> str:
-    return str(column(record, where, *names)).replace("\r\n", "\n").strip()
+    text = str(column(record, where, *names)).replace("\r\n", "\n").strip()
+    if not text:
+        raise BadRecordError(f"{where} has nothing but spaces in {' or '.join(map(repr, names))}.")
+    return text
+
+
+def _number(answer: str, where: str) -> str:
+    """An answer that is to be graded by its value."""
+    try:
+        answers_equal(answer, answer, "numeric")
+    except ValueError as error:
+        raise BadRecordError(f"{where}: {error}") from error
+    return answer
 
 
 def _level(value: Any) -> int:
@@ -46,19 +59,20 @@ def _level(value: Any) -> int:
     return int(digits[0]) if digits else 0
 
 
-def read_gsm8k(path: str | Path, calculator: bool = False) -> list[MathProblem]:
+def read_gsm8k(path: str | Path, calculator: bool = False, left_out: list[str] | None = None) -> list[MathProblem]:
     """Read GSM8K (columns `question` and `answer`, whose last line is ``#### number``).
 
     Args:
         path: A JSON or JSONL file, or a folder of them.
         calculator: Keep the calculator marks ``<<48/2=24>>`` in the solutions.
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order. Commas are left out of the answers' numbers.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or its answer has no final ``####``.
+        ValueError: If a record lacks a column, or cannot be used: its answer has no final ``####`` and number.
 
     Example:
         >>> import json, tempfile
@@ -67,30 +81,32 @@ def read_gsm8k(path: str | Path, calculator: bool = False) -> list[MathProblem]:
         ...     read_gsm8k(file.name)[0].solution
         '48\\n#### 48'
     """
-    problems = []
-    for where, record in read_records(path):
+
+    def read(where: str, record: dict[str, Any]) -> MathProblem:
         solution = _text(record, where, "answer")
         answer = extract_marked(solution)
         if answer is None:
-            raise ValueError(f"{where}: its 'answer' does not end in '#### number', but in {solution[-40:]!r}.")
+            raise BadRecordError(f"{where}: its 'answer' does not end in '#### number', but in {solution[-40:]!r}.")
         solution = solution if calculator else CALCULATOR.sub("", solution)
-        problems.append(MathProblem(_text(record, where, "question"), answer.replace(",", ""), solution))
-    return problems
+        return MathProblem(_text(record, where, "question"), _number(answer.replace(",", ""), where), solution)
+
+    return read_each(path, read, left_out)
 
 
-def read_math(path: str | Path) -> list[MathProblem]:
+def read_math(path: str | Path, left_out: list[str] | None = None) -> list[MathProblem]:
     r"""Read MATH in its published forms: with a worked solution, with an answer (MATH500), or with both.
 
     Args:
         path: A JSON or JSONL file, or a folder of them. Columns: `problem` (or `question`), `solution`, `answer` (or
             `ground_truth`), `subject` (or `type`) and `level`; a solution or an answer has to be there.
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order. Without an `answer`, it is what the solution's last ``\boxed`` holds.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or has no answer.
+        ValueError: If a record lacks a column, or cannot be used: it has no answer.
 
     Example:
         >>> import json, tempfile
@@ -100,33 +116,35 @@ def read_math(path: str | Path) -> list[MathProblem]:
         ...     read_math(file.name)[0].answer
         '2'
     """
-    problems = []
-    for where, record in read_records(path):
-        solution = str(record.get("solution") or "").strip()
-        if record.get("answer") or record.get("ground_truth") or not solution:
-            answer: str | None = _text(record, where, "answer", "ground_truth")
-        else:
-            answer = extract_boxed(solution)
-        if answer is None:
-            raise ValueError(f"{where}: its 'solution' has no complete \\boxed{{...}}, and there is no 'answer'.")
-        subject = str(record.get("subject") or record.get("type") or "")
-        question = _text(record, where, "problem", "question")
-        problems.append(MathProblem(question, answer, solution, subject, _level(record.get("level"))))
-    return problems
+    return read_each(path, _math_problem, left_out)
 
 
-def read_cmath(path: str | Path) -> list[MathProblem]:
+def _math_problem(where: str, record: dict[str, Any]) -> MathProblem:
+    solution = str(record.get("solution") or "").strip()
+    if record.get("answer") or record.get("ground_truth") or not solution:
+        answer: str | None = _text(record, where, "answer", "ground_truth")
+    else:
+        answer = extract_boxed(solution)
+    if answer is None:
+        raise BadRecordError(f"{where}: its 'solution' has no complete \\boxed{{...}}, and there is no 'answer'.")
+    subject = str(record.get("subject") or record.get("type") or "")
+    question = _text(record, where, "problem", "question")
+    return MathProblem(question, answer, solution, subject, _level(record.get("level")))
+
+
+def read_cmath(path: str | Path, left_out: list[str] | None = None) -> list[MathProblem]:
     """Read CMATH, Chinese problems of six grades (columns `question`, `golden` or `answer`, `grade`); answers only.
 
     Args:
         path: A JSON or JSONL file, or a folder of them.
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order; the grade is their level.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column.
+        ValueError: If a record lacks a column, or cannot be used: its answer is no number.
 
     Example:
         >>> import json, tempfile
@@ -135,11 +153,9 @@ def read_cmath(path: str | Path) -> list[MathProblem]:
         ...     read_cmath(file.name)[0].answer
         '8'
     """
-    return [
-        MathProblem(
-            _text(record, where, "question"),
-            _text(record, where, "golden", "answer"),
-            level=_level(record.get("grade")),
-        )
-        for where, record in read_records(path)
-    ]
+    return read_each(path, _cmath_problem, left_out)
+
+
+def _cmath_problem(where: str, record: dict[str, Any]) -> MathProblem:
+    answer = _number(_text(record, where, "golden", "answer"), where)
+    return MathProblem(_text(record, where, "question"), answer, level=_level(record.get("grade")))

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
+from .._records import hub_name, named_sources, read_told
 from ..text import TextSample
-from .answers import extract_boxed, extract_marked
+from .answers import extract_answer, extract_boxed, extract_marked
 from .equivalence import answers_equal
 from .problems import MathProblem, read_cmath, read_gsm8k, read_math
 from .word_problems import generate_problems
@@ -24,7 +25,7 @@ HELD_OUT = 10
 
 @dataclass(frozen=True)
 class _Form:
-    read: Callable[[str], list[MathProblem]]
+    read: Callable[..., list[MathProblem]]
     extract: Callable[[str], str | None]
     method: Literal["math-verify", "numeric"]
 
@@ -32,9 +33,14 @@ class _Form:
 _FORMS = {
     "gsm8k": _Form(read_gsm8k, extract_marked, "numeric"),
     "math": _Form(read_math, extract_boxed, "math-verify"),
-    "cmath": _Form(read_cmath, extract_marked, "numeric"),
+    "cmath": _Form(read_cmath, extract_answer, "numeric"),  # no form of its own: that of the training data
+    "minerva": _Form(read_math, extract_boxed, "math-verify"),
 }
-MATH_TASKS = ("word-problems", *_FORMS)
+MATH_DATA = tuple(_FORMS)
+"""What data can be of: Minerva's is MATH's test set, by subject."""
+MATH_TASKS = ("word-problems", "gsm8k", "math", "cmath")
+MINERVA = "algebra+counting_and_probability+geometry+intermediate_algebra+number_theory+prealgebra+precalculus"
+"""The configs that a data set of the Hub has for Minerva's subjects (``EleutherAI/hendrycks_math``)."""
 
 
 def grade_answer(sample: TextSample, text: str, form: str) -> bool:
@@ -74,16 +80,22 @@ class MathTask:
     """
     GSM8K, MATH (MATH500, Minerva's subjects) or CMATH from files or from the Hub.
 
+    What is left out of the data (records that cannot be used, duplicates, what is held out too, problems without a
+    solution) is told in `remarks`.
+
     Args:
-        name: ``"gsm8k"``, ``"math"`` or ``"cmath"``.
+        name: ``"gsm8k"``, ``"math"``, ``"cmath"``, or ``"minerva"``: of a data set of the Hub that is named without a
+            config, the test split of all subjects.
         train_data: Training data: a file, a folder, or ``owner/name:config:split``. CMATH has none.
         test_data: Held-out data. Without it every tenth training problem, by the hash of its question.
+        hold_out: False for data that is all to be trained on, and tested elsewhere.
         template: Of the prompt, with ``{question}``.
 
     Raises:
-        ValueError: For an unknown name, a template without ``{question}``, a record without a column or an answer, and
-            for GSM8K and CMATH an answer that is no number; the message names the record.
+        ValueError: For an unknown name, a template without ``{question}``, a record without a column (the message
+            names it), or data of which nothing can be used.
         OSError: For data that is not there.
+        ImportError: For MATH without math-verify.
 
     Example:
         >>> task = MathTask("gsm8k", "gsm8k/train.jsonl")  # doctest: +SKIP
@@ -92,7 +104,12 @@ class MathTask:
     """
 
     def __init__(
-        self, name: str, train_data: str | None = None, test_data: str | None = None, template: str = TEMPLATE
+        self,
+        name: str,
+        train_data: str | None = None,
+        test_data: str | None = None,
+        template: str = TEMPLATE,
+        hold_out: bool = True,
     ) -> None:
         if name not in _FORMS:
             raise ValueError(f"`task` is {name!r}: pass one of {', '.join(map(repr, _FORMS))}.")
@@ -101,27 +118,25 @@ class MathTask:
         if train_data is None and test_data is None:
             raise ValueError(f"task {name!r} has no data: pass `train_data`, `test_data` or both.")
         self.name, self.form = name, _FORMS[name]
-        self.train_data, self.test_data, self.template = train_data, test_data, template
-        self.excluded = 0
+        answers_equal("1", "1", self.form.method)  # where math-verify is missing it raises now, not after a training
+        self.train_data, self.test_data, self.template, self.hold_out = train_data, test_data, template, hold_out
+        self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
         """Training problems with a solution, without those that are held out or are in the test data too."""
         if self.train_data is None:
             raise ValueError(f"task {self.name!r} has no training data: pass `train_data`.")
-        held_out = {problem.question for problem in self._test_problems}
-        kept = [problem for problem in self._train_problems if problem.question not in held_out]
-        self.excluded = len(self._train_problems) - len(kept)
-        solved = [problem for problem in kept if problem.solution]
-        if not solved:
-            raise ValueError(f"none of the {len(kept)} problems of {self.train_data} has a solution to learn from.")
-        return [self._sample(problem) for problem in solved]
+        return [self._sample(problem) for problem in self._learnt]
 
     def test(self) -> list[TextSample]:
         """Held-out problems."""
         return [self._sample(problem) for problem in self._test_problems]
 
     def grade(self, sample: TextSample, text: str) -> bool:
-        """The number behind ``####`` (GSM8K, CMATH), or what math-verify finds equal to the last box (MATH)."""
+        """
+        The number behind ``####`` (GSM8K), there or else in the last box (CMATH), or what math-verify finds equal to
+        the last box (MATH).
+        """
         return grade_answer(sample, text, self.name)
 
     @cached_property
@@ -129,23 +144,45 @@ class MathTask:
         return self._read(str(self.train_data))
 
     @cached_property
+    def _learnt(self) -> list[MathProblem]:
+        held_out = {problem.question for problem in self._test_problems}
+        kept = [problem for problem in self._train_problems if problem.question not in held_out]
+        solved = [problem for problem in kept if problem.solution]
+        if not solved:
+            raise ValueError(
+                f"none of the {len(self._train_problems)} problems of {self.train_data} has a solution to learn from, "
+                "and is not held out."
+            )
+        for count, fate in (
+            (len(self._train_problems) - len(kept), "held out, and not trained on"),
+            (len(kept) - len(solved), "without a solution, and left out"),
+        ):
+            if count:
+                self.remarks.append(f"{self.train_data}: {count:,} problems are {fate}")
+        return solved
+
+    @cached_property
     def _test_problems(self) -> list[MathProblem]:
         if self.test_data is not None:
             return self._read(self.test_data)
+        if not self.hold_out:
+            return []
         problems = [problem for problem in self._train_problems if _digest(problem.question) % HELD_OUT == 0]
         if not problems:
             raise ValueError(f"{self.train_data} is too small to hold problems out: pass `test_data`.")
         return problems
 
     def _read(self, source: str) -> list[MathProblem]:
-        problems = list({problem.question: problem for problem in self.form.read(source)}.values())
-        if self.form.method == "numeric":
-            for problem in problems:
-                try:
-                    answers_equal(problem.answer, problem.answer, "numeric")
-                except ValueError as error:
-                    raise ValueError(f"{source}, {problem.question[:60]!r}: {error}") from error
-        return problems
+        named = hub_name(source)
+        if self.name == "minerva" and named is not None and named["config"] is None:
+            source = f"{source}:{MINERVA}:test"
+        problems = read_told(source, self.form.read, self.remarks)
+        once = list({problem.question: problem for problem in problems}.values())
+        if len(once) < len(problems):
+            self.remarks.append(
+                f"{source}: {len(problems) - len(once):,} questions are there again with another answer"
+            )
+        return once
 
     def _sample(self, problem: MathProblem) -> TextSample:
         key = f"{_digest(problem.question):016x}"
@@ -176,3 +213,14 @@ def build_math_task(
             ": name the task that the data is of."
         )
     return WordProblems(train_count, test_count)
+
+
+def more_math_training(given: Sequence[str], template: str = TEMPLATE) -> list[MathTask]:
+    """Further data to train on, each ``task=data``, all of it: none is held out."""
+    pairs = named_sources(given, "more_train", MATH_DATA)
+    return [MathTask(name, source, None, template, hold_out=False) for name, source in pairs]
+
+
+def more_math_tests(given: Sequence[str], template: str = TEMPLATE) -> list[MathTask]:
+    """Further data to be tested on, each ``task=data``."""
+    return [MathTask(name, None, source, template) for name, source in named_sources(given, "more_tests", MATH_DATA)]

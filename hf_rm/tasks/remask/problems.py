@@ -1,12 +1,12 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""What the Remask recipes train on and are measured by: Sudoku boards, and questions with a final answer."""
+"""What the Remask recipes train on and are measured by: Sudoku boards, questions with an answer, programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,37 +15,42 @@ import numpy.typing as npt
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, set_seed
 
 from ...adapters_rm import ADAPTER_FOLDER, _load_base, find_adapter
+from ...configuration_rm import RMConfig
 from ...corruption import FixedProposal, FrozenTopKProposal, Proposal, UniformProposal, build_topk_cache
 from ...corruption.collator import pad_rows
 from ...corruption.random import KeyedUniforms, row_keys
 from ...evaluation.confidence import auroc_interval, token_confidence
 from ...evaluation.statistics import Interval
 from ...evaluation.text import evaluate_text
+from ...families_rm import _WHERE, _read_config, family_of
+from ...generation_config_rm import ReflectiveGenerationConfig
+from ...generation_rm import ReflectiveGenerationMixin
 from ...modeling_rm import RMForMaskedDiffusion
-from ...remedi_rm import RemeDiConfig, RemeDiForMaskedDiffusion
-from ...training.rewards import format_reward, math_reward, sudoku_reward
+from ...remedi_rm import RemeDiConfig, RemeDiForMaskedDiffusion, policy_decoding
+from ...training.rewards import code_reward, format_reward, math_reward, sudoku_reward
+from ..code.tasks import CodeTask
 from ..math.tasks import MATH_TASKS, TEMPLATE, build_math_task
 from ..sudoku import (
     MASK_ID,
     VOCAB_SIZE,
     BoardArray,
-    boards_digest,
     conflict_cells,
     corrupt_boards,
     evaluation_set,
+    find_ceiling,
     format_board,
     generate_boards,
     is_valid,
-    load_ceiling,
 )
 from ..sudoku.model import build_sudoku_model, build_sudoku_tokenizer, sudoku_config
 from ..text import encode_samples
 
 Kind = Literal["sft", "remedi", "rm"]
 WRAPPERS = {"sft": RMForMaskedDiffusion, "rm": RMForMaskedDiffusion, "remedi": RemeDiForMaskedDiffusion}
+TASKS = ("sudoku", "mbpp", *MATH_TASKS)
 WRONG_SHARE = 0.15
 _PLANTED_ROWS = 500
 
@@ -54,7 +59,7 @@ _PLANTED_ROWS = 500
 class ProblemArguments:
     """What is solved, how it is decoded, and what is rewarded: the same in all of the Remask recipes."""
 
-    task: str = field(default="sudoku", metadata={"help": f"'sudoku', or one of {', '.join(MATH_TASKS)}."})
+    task: str = field(default="sudoku", metadata={"help": f"One of {', '.join(TASKS)}."})
     base: str | None = field(
         default=None, metadata={"help": "A name or folder to start from; Sudoku has a fresh model without one."}
     )
@@ -69,8 +74,9 @@ class ProblemArguments:
         default_factory=lambda: [20, 40], metadata={"help": "Fewest and most cells that are hidden."}
     )
     num_layers: int = field(default=4, metadata={"help": "Layers of the fresh Sudoku model."})
-    train_data: str | None = field(default=None, metadata={"help": "As for recipes/math.py."})
-    test_data: str | None = field(default=None, metadata={"help": "As for recipes/math.py."})
+    train_data: str | None = field(default=None, metadata={"help": "As for recipes/math.py or recipes/mbpp.py."})
+    test_data: str | None = field(default=None, metadata={"help": "The same."})
+    program_seconds: float = field(default=5.0, metadata={"help": "MBPP: how long a program may run."})
     template: str = field(default=TEMPLATE, metadata={"help": "Of the prompt, with {question}."})
     completion_length: int = field(default=256, metadata={"help": "Tokens of the canvas behind a question."})
     longest_row: int | None = field(
@@ -85,7 +91,9 @@ class ProblemArguments:
     decoding_rm: dict[str, Any] | str = field(default_factory=dict, metadata={"help": "Those of RM, in both."})
     rewards: list[str] = field(
         default_factory=lambda: ["valid", "conflicts"],
-        metadata={"help": "Sudoku: 'valid', 'exact', 'conflicts'. Questions: 'answer', 'format'."},
+        metadata={
+            "help": "Sudoku: 'valid', 'exact', 'conflicts'. Questions: 'answer', 'format'. MBPP: 'passes', 'format'."
+        },
     )
     train_rows: int = field(default=20_000, metadata={"help": "Rows made for training."})
     eval_rows: int = field(default=500, metadata={"help": "Held-out rows."})
@@ -100,9 +108,9 @@ class ProblemArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.task != "sudoku" and self.task not in MATH_TASKS:
-            raise ValueError(f"`task` is {self.task!r}: pass 'sudoku' or one of {', '.join(MATH_TASKS)}.")
-        known = _SUDOKU_REWARDS if self.task == "sudoku" else _MATH_REWARDS
+        if self.task not in TASKS:
+            raise ValueError(f"`task` is {self.task!r}: pass one of {', '.join(TASKS)}.")
+        known = _REWARDS.get(self.task, ("answer", "format"))
         unknown = [name for name in self.rewards if name not in known]
         if unknown or not self.rewards:
             raise ValueError(f"`rewards` is {self.rewards}, but task {self.task!r} has {', '.join(known)}.")
@@ -119,7 +127,7 @@ class ProblemArguments:
         return as_dict(getattr(self, f"decoding_{kind}"))
 
 
-_SUDOKU_REWARDS, _MATH_REWARDS = ("valid", "exact", "conflicts"), ("answer", "format")
+_REWARDS = {"sudoku": ("valid", "exact", "conflicts"), "mbpp": ("passes", "format")}
 
 
 def as_dict(given: dict[str, Any] | str) -> dict[str, Any]:
@@ -156,6 +164,9 @@ class Problems(Protocol):
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """A model to begin the supervised stage with."""
 
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """What a decoding can be checked with before that model is there; also the wrapper's own arguments."""
+
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """A model that a stage saved; an adapted one as a PeftModel if it is to be trained further."""
 
@@ -165,8 +176,11 @@ class Problems(Protocol):
     def proposal(self, name: str, start: str | None, folder: Path, seed: int) -> Proposal:
         """Where their wrong tokens come from."""
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
-        """Rows of the reinforcement."""
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
+        """Rows of the reinforcement: all, or so many."""
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """A row to decode, as reinforcement's; an empty one for a canvas of masks behind a text."""
 
     def reward_functions(self) -> list[Any]:
         """What it is after."""
@@ -181,9 +195,37 @@ class Problems(Protocol):
         """(n,) what can be reached at most in each held-out row, where that is known."""
 
 
+class Outline(ReflectiveGenerationMixin):
+    """
+    The settings of a model without its weights: enough to check how it is to be decoded.
+
+    Args:
+        config (`RMConfig`): its configuration.
+        generation_config ([`ReflectiveGenerationConfig`], *optional*): how it decodes by itself, where that is not as
+            a fresh model of this configuration does.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, config: Any, generation_config: ReflectiveGenerationConfig | None = None) -> None:
+        self.config, self.has_unmasking_policy = config, isinstance(config, RemeDiConfig)
+        own = policy_decoding(config) if isinstance(config, RemeDiConfig) else ReflectiveGenerationConfig()
+        self.generation_config = own if generation_config is None else generation_config
+
+    @classmethod
+    def saved(cls, folder: Path | str) -> Outline:
+        """Of a model that is there; an OSError where none is."""
+        config = AutoConfig.from_pretrained(folder)
+        try:
+            return cls(config, ReflectiveGenerationConfig.from_pretrained(folder))
+        except OSError:
+            return cls(config)
+
+
 def build_problems(arguments: ProblemArguments) -> Problems:
     """Those that the arguments name."""
-    return SudokuProblems(arguments) if arguments.task == "sudoku" else MathProblems(arguments)
+    kinds: dict[str, Any] = {"sudoku": SudokuProblems, "mbpp": CodeProblems}
+    return kinds.get(arguments.task, MathProblems)(arguments)
 
 
 def _loaded(kind: Kind, folder: Path, trainable: bool, **loading: Any) -> Any:
@@ -245,6 +287,10 @@ class SudokuProblems:
         names = ("text_config", "mask_token_id", "position_groups", "attention_groups", "backbone_positions")
         return RemeDiForMaskedDiffusion(RemeDiConfig(**{name: getattr(own, name) for name in names}, **wrapper))
 
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """A fresh model is made at once."""
+        return self.model(kind, None, wrapper) if self.arguments.base is None else Outline.saved(self.arguments.base)
+
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved."""
         return _loaded(kind, folder, trainable)
@@ -258,9 +304,9 @@ class SudokuProblems:
         """Any of the eight other digits."""
         return FixedProposal([0] + [1] * (VOCAB_SIZE - 1))
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
         """Boards to be completed or revised, with their solutions."""
-        boards = generate_boards(self.arguments.train_rows, seed, split="train")
+        boards = generate_boards(self.arguments.train_rows if count is None else count, seed, split="train")
         given, editable = self._canvases(boards, np.random.default_rng([seed, 0]))
         return [
             {
@@ -271,6 +317,10 @@ class SudokuProblems:
             }
             for ids, mask, board in zip(given, editable, boards, strict=True)
         ]
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """The first of the prompts of one."""
+        return self.prompts(seed, 1)[0]
 
     def _canvases(self, boards: BoardArray, rng: np.random.Generator) -> tuple[BoardArray, npt.NDArray[np.bool_]]:
         if self.arguments.canvas == "draft":
@@ -339,19 +389,14 @@ class SudokuProblems:
         args = self.arguments
         if args.canvas != "draft":
             return None
-        for path in sorted(Path(args.ceiling_dir).glob("*.npz")):
-            table = load_ceiling(path)
-            same = table.settings.get("source") == "generated" and table.settings.get("seed") == args.eval_seed
-            if same and len(table.credit) >= args.eval_rows:
-                whole = evaluation_set("generated", len(table.credit), args.eval_seed)
-                if table.digest == boards_digest(*whole):
-                    return table.credit[: args.eval_rows]
-        return None
+        table = find_ceiling(args.ceiling_dir, "generated", args.eval_rows, args.eval_seed)
+        return None if table is None else table.credit[: args.eval_rows]
 
 
 def _of_whole_board(reward: Any) -> Any:
     """A reward of the answer put into the board that it completes."""
 
+    @wraps(reward)  # with what it says of its columns
     def whole(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> Any:
         boards = []
         for ids, mask, written in zip(columns["input_ids"], columns["editable_mask"], completion_ids, strict=True):
@@ -359,23 +404,21 @@ def _of_whole_board(reward: Any) -> Any:
             boards.append(format_board([next(left) if m else i for i, m in zip(ids, mask, strict=True)]))
         return reward(prompts=prompts, completions=boards, **columns)
 
-    whole.__name__ = reward.__name__
     return whole
 
 
-class MathProblems:
-    """Questions with a final answer: the made ones, or a data set's."""
+class TextProblems:
+    """Prompts, behind which a canvas of masks becomes an answer."""
 
     verdicts: tuple[str, ...] = ("right",)
+    made: dict[str, Callable[[], Any]]  # rewards by name, made when they are asked for
 
-    def __init__(self, arguments: ProblemArguments) -> None:
+    def __init__(self, arguments: ProblemArguments, task: Any) -> None:
         if arguments.base is None:
             raise ValueError(f"`base` is None: task {arguments.task!r} starts from a trained model, name one.")
-        args = self.arguments = arguments
-        counts = args.train_rows, args.eval_rows
-        self.task = build_math_task(args.task, args.train_data, args.test_data, args.template, *counts)
-        self.name: str = self.task.name
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(args.base)
+        self.arguments, self.task = arguments, task
+        self.name: str = task.name
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(arguments.base)
 
     def model(self, kind: Kind, start: str | None, wrapper: dict[str, Any]) -> Any:
         """The base, or a plain checkpoint, wrapped for the policy; a wrapper as it is."""
@@ -384,6 +427,17 @@ class MathProblems:
         settings = {"history": False} if kind == "sft" else wrapper
         loading = as_dict(self.arguments.backbone_kwargs)
         return WRAPPERS[kind].from_backbone(name, backbone_kwargs=loading, **settings)
+
+    def outline(self, kind: Kind, wrapper: dict[str, Any]) -> Any:
+        """The base's configuration in the wrapper's, with any token for the mask."""
+        where = {key: value for key, value in as_dict(self.arguments.backbone_kwargs).items() if key in _WHERE}
+        base = _read_config(str(self.arguments.base), where)
+        if isinstance(base, RMConfig):
+            return Outline(base)
+        family = family_of(base)
+        settings: dict[str, Any] = {"history": False} if kind == "sft" else dict(wrapper)
+        settings.setdefault("attention_block_length", None if family is None else family.attention_block_length)
+        return Outline(WRAPPERS[kind].config_class(text_config=base, mask_token_id=0, **settings))
 
     def load(self, kind: Kind, folder: Path, trainable: bool = False) -> Any:
         """As it was saved: the wrapper, an adapter on the base, or after vanilla fine-tuning the plain backbone."""
@@ -428,18 +482,21 @@ class MathProblems:
         )
         return FrozenTopKProposal(cache)
 
-    def prompts(self, seed: int) -> list[dict[str, Any]]:
-        """Questions with their answers."""
-        return [{"prompt": sample.prompt, "answer": sample.answer} for sample in self._train]
+    def prompts(self, seed: int, count: int | None = None) -> list[dict[str, Any]]:
+        """The training samples' prompts, with what their rewards read."""
+        return [{"prompt": sample.prompt, **self.columns(sample)} for sample in self._train[:count]]
+
+    def columns(self, sample: Any) -> dict[str, Any]:
+        """What rewards read of a sample."""
+        raise NotImplementedError
+
+    def canvas(self, seed: int) -> dict[str, Any]:
+        """Masks behind a question."""
+        return {}
 
     def reward_functions(self) -> list[Any]:
-        """Of the final answer, and of its form."""
-        boxed = self.arguments.task == "math"
-        made = {
-            "answer": math_reward(method="math-verify" if boxed else "numeric"),
-            "format": format_reward(r"\\boxed\{.+\}" if boxed else r"^#### -?[\d.,]+$", weight=0.1),
-        }
-        return [made[name] for name in self.arguments.rewards]
+        """Those that the arguments name."""
+        return [self.made[name]() for name in self.arguments.rewards]
 
     def evaluate(self, model: Any, kind: Kind, folder: Path, label: str) -> Outcome:
         """Right answers, forward passes and re-masks."""
@@ -500,6 +557,41 @@ class MathProblems:
 
     def ceiling(self) -> None:
         """Not known."""
+
+
+class MathProblems(TextProblems):
+    """Questions with a final answer: the made ones, or a data set's."""
+
+    def __init__(self, arguments: ProblemArguments) -> None:
+        args = arguments
+        counts = args.train_rows, args.eval_rows
+        super().__init__(args, build_math_task(args.task, args.train_data, args.test_data, args.template, *counts))
+        boxed = args.task == "math"
+        self.made = {
+            "answer": lambda: math_reward(method="math-verify" if boxed else "numeric"),
+            "format": lambda: format_reward(r"\\boxed\{.+\}" if boxed else r"^#### -?[\d.,]+$", weight=0.1),
+        }
+
+    def columns(self, sample: Any) -> dict[str, Any]:
+        """The right answer."""
+        return {"answer": sample.answer}
+
+
+class CodeProblems(TextProblems):
+    """Programs that have to pass their tests, in the sandbox."""
+
+    def __init__(self, arguments: ProblemArguments) -> None:
+        args = arguments
+        super().__init__(args, CodeTask("mbpp", args.train_data, args.test_data, args.program_seconds))
+        self.made = {
+            "passes": lambda: code_reward(timeout=args.program_seconds),
+            "format": lambda: format_reward(r"```python\n[\s\S]+?\n```", weight=0.1),
+        }
+
+    def columns(self, sample: Any) -> dict[str, Any]:
+        """Its tests, and the names that they take from the program."""
+        problem = self.task.problem(sample)
+        return {"tests": list(problem.tests), "entry_points": list(problem.entry_points), "prefix": problem.prefix}
 
 
 def planted_errors(

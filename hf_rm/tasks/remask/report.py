@@ -34,7 +34,7 @@ def report(run: RemaskStages, seeds: Sequence[int], baseline: str | None = None)
         The records.
 
     Raises:
-        ValueError: for a baseline that is not shown, or no seeds.
+        ValueError: for a baseline that is not shown, or no seeds, and as [`RemaskStages.check`]: before the training.
     """
     shown = [name for name, stage in run.stages.items() if stage.shown]
     baseline = shown[0] if baseline is None and shown else baseline
@@ -42,6 +42,7 @@ def report(run: RemaskStages, seeds: Sequence[int], baseline: str | None = None)
         raise ValueError(f"`baseline` is {baseline!r}: pass one of the stages that are shown, {', '.join(shown)}.")
     if not seeds:
         raise ValueError("`seeds` is empty: pass at least one.")
+    run.check(seeds[0])
     found = {(name, seed): run.outcome(name, seed) for seed in seeds for name in shown}
     if not PartialState().is_main_process:
         return {}
@@ -73,10 +74,19 @@ def report(run: RemaskStages, seeds: Sequence[int], baseline: str | None = None)
     }
     if curves:
         records["curves"] = {name: [rewards_of(log) for log in logs] for name, logs in curves.items()}
-        console.print(f"rewards: {plot_rewards(records['curves'], run.root / 'rewards.png')}", soft_wrap=True)
     write_json(run.root / "records.json", records)
     console.print(f"records: {run.root / 'records.json'}", soft_wrap=True)
+    if curves:
+        _print_picture(console, records["curves"], run.root / "rewards.png")
     return records
+
+
+def _print_picture(console: Console, curves: Mapping[str, Any], path: Path) -> None:
+    """Where the curves are; hours of training do not end in an error for want of a picture."""
+    try:
+        console.print(f"rewards: {plot_rewards(curves, path)}", soft_wrap=True)
+    except ImportError as error:
+        console.print(f"rewards: no picture ({error}); the numbers are in the records", soft_wrap=True, markup=False)
 
 
 # Numbers
@@ -214,7 +224,7 @@ def plot_rewards(curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[test]"') from error
+        raise ImportError('`plot_rewards` needs matplotlib: pip install "hf-rm[recipes]"') from error
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, runs) in enumerate(curves.items()):

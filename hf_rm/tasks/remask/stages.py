@@ -14,18 +14,18 @@ A stage that is done is not done again, one that was stopped goes on from its la
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ...evaluation.statistics import Interval
+from ...generation_rm import check_decoding
 from ...hub import save_adapter_for_hub
 from ...training import (
     MaskedSFTArguments,
@@ -36,11 +36,13 @@ from ...training import (
     RMTrainingArguments,
     default_lora_config,
 )
+from ...training.checkpoints import saved_digest
 from ...training.lora import is_adapted
-from ...training.stages import claim_folder, write_json
-from .problems import Kind, Outcome, ProblemArguments, Problems, as_dict
+from ...training.rewards import check_rewards
+from ...training.stages import CLOCK_FILE, Clock, claim_folder, settings_that_matter, write_json
+from .problems import Kind, Outcome, Outline, ProblemArguments, Problems, as_dict
 
-FINISHED, CLOCK = "finished.json", "cpu_seconds.json"
+FINISHED = "finished.json"
 KINDS: dict[str, Kind] = {"sft": "sft", "remask": "remedi", "rm": "rm"}
 _SUPERVISED: dict[str, tuple[Any, Any]] = {
     "sft": (MaskedSFTTrainer, MaskedSFTArguments),
@@ -123,24 +125,6 @@ def check_stage(name: str, stages: Mapping[str, Stage]) -> None:
         raise ValueError(f"stage {name!r} comes after {stage.after!r}, a {before} stage: let it follow {fit}.")
 
 
-class Clock(TrainerCallback):
-    """CPU seconds of a stage in this process, over all its beginnings."""
-
-    def __init__(self, folder: Path, resumed: bool) -> None:
-        self.path, self.began = folder / CLOCK, time.process_time()
-        self.before = json.loads(self.path.read_text()) if resumed and self.path.exists() else 0.0
-
-    @property
-    def seconds(self) -> float:
-        """So far."""
-        return float(self.before + time.process_time() - self.began)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run counts on from its checkpoint."""
-        if state.is_world_process_zero:
-            write_json(self.path, self.seconds)
-
-
 class RemaskStages:
     """
     Trains and evaluates stages, each once for a seed.
@@ -202,6 +186,53 @@ class RemaskStages:
         """The model of a finished stage."""
         return self.problems.load(self.kind(name), self.folder(name, seed))
 
+    # Before anything is trained
+
+    def check(self, seed: int) -> None:
+        """
+        Raise now what would end the run after hours: arguments of trainers, rewards, decodings that do not fit.
+
+        Raises:
+            ValueError: for what cannot work.
+            ImportError: for a library that a reward or a trainer needs.
+        """
+        for name, stage in self.stages.items():
+            own = {key: value for key, value in stage.settings.items() if key not in ("proposal", "wrapper")}
+            if stage.trainer in _SUPERVISED:
+                self._arguments(_SUPERVISED[stage.trainer][1], name, seed, **own)
+            outline = self._outline(name)
+            if stage.trainer == "rl":
+                from ...training.grpo import check_rollouts, rollout_decoding
+
+                config, row = self._rl_config(name, seed), self.problems.prompts(seed, 1)[0]
+                check_rewards(self.problems.reward_functions(), [row])
+                check_rollouts(outline, rollout_decoding(outline, config), [row], config)
+            if stage.shown:
+                self._check_evaluation(name, outline, self.problems.canvas(seed))
+
+    def _outline(self, name: str) -> Any:
+        """Of the model that a stage begins with."""
+        stage = self.stages[name]
+        if stage.trainer == "given":
+            return Outline.saved(stage.settings["model"])
+        if stage.trainer == "rl":
+            return self._outline(str(stage.after))
+        return self.problems.outline(KINDS[stage.trainer], as_dict(stage.settings.get("wrapper", {})))
+
+    def _check_evaluation(self, name: str, outline: Any, row: Mapping[str, Any]) -> None:
+        decoding = self.arguments.decoding(self.kind(name))
+        if row:
+            ids, editable = torch.tensor([row["input_ids"]]), torch.tensor([row["editable_mask"]])
+        else:
+            ids, editable = torch.tensor([[1]]), None
+            decoding = {"max_new_tokens": self.arguments.completion_length, "editable": "auto", **decoding}
+        try:
+            check_decoding(outline, outline._resolve_generation_config(None, decoding), ids, editable)
+        except ValueError as error:
+            raise ValueError(
+                f"stage {name!r} cannot be decoded as `decoding_{self.kind(name)}` says: {error}"
+            ) from error
+
     # Training
 
     def train(self, name: str, seed: int) -> Path:
@@ -217,15 +248,35 @@ class RemaskStages:
         return folder
 
     def settings(self, name: str, seed: int) -> dict[str, Any]:
-        """What a stage's weights depend on."""
+        """What a stage's weights depend on: everything that is not known to be of no consequence."""
         stage, args = self.stages[name], self.arguments
-        own = {key: value for key, value in {**self.shared, **stage.settings}.items() if key in _TRAINING_SETTINGS}
-        named = {key: getattr(args, key) for key in _PROBLEM_SETTINGS}
-        named |= {"trainer": stage.trainer, "seed": seed, "lora_rank": self.lora_rank, **_readable(own)}
+        if stage.trainer == "given":
+            return dict(stage.settings)
+        own = settings_that_matter({**self.shared, **stage.settings})
+        named = self._problem_settings(_EVALUATION_ALONE) | own
+        named |= {"trainer": stage.trainer, "seed": seed, "lora_rank": self.lora_rank}
         if stage.trainer == "rl":
             named |= {"rewards": args.rewards, "decoding": self.rollouts(name)}
-        before = None if stage.after is None else self.settings(stage.after, seed)
-        return named | {"after": before, "processes": PartialState().num_processes}
+        named |= {"base weights": self._base_digest(), "processes": PartialState().num_processes}
+        if stage.after is not None:
+            before = self.settings(stage.after, seed)
+            named["after"] = before | {"weights": self._digest(stage.after, seed)}
+        return named
+
+    def _problem_settings(self, left_out: Sequence[str] = ()) -> dict[str, Any]:
+        names = [item.name for item in fields(ProblemArguments)]
+        named = {name: getattr(self.arguments, name) for name in names if name not in (*_PROBLEM_ASIDE, *left_out)}
+        return named | {"backbone_kwargs": as_dict(self.arguments.backbone_kwargs)}
+
+    def _digest(self, name: str, seed: int) -> str | None:
+        """Of the weights that a stage left behind."""
+        stage = self.stages[name]
+        given = stage.trainer == "given"
+        return saved_digest(stage.settings["model"] if given else self.folder(name, seed))
+
+    def _base_digest(self) -> str | None:
+        base, loading = self.arguments.base, as_dict(self.arguments.backbone_kwargs)
+        return None if base is None else saved_digest(base, loading.get("revision"))
 
     def rollouts(self, name: str) -> dict[str, Any]:
         """How the rollouts of an `rl` stage are decoded: as in evaluation, with what its `decoding` says otherwise."""
@@ -245,7 +296,7 @@ class RemaskStages:
     def _supervised(self, name: str, seed: int) -> Any:
         stage, settings = self.stages[name], dict(self.stages[name].settings)
         proposal = settings.pop("proposal", "top-k" if stage.trainer == "rm" else "uniform")
-        wrapper = settings.pop("wrapper", {})
+        wrapper = as_dict(settings.pop("wrapper", {}))
         start = None if stage.after is None else str(self.folder(stage.after, seed))
         set_seed(seed)
         model = self.problems.model(KINDS[stage.trainer], start, wrapper)
@@ -263,15 +314,19 @@ class RemaskStages:
             **more,
         )
 
+    def _rl_config(self, name: str, seed: int) -> Any:
+        from ...training.grpo import RemaskGRPOConfig
+
+        own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
+        return self._arguments(RemaskGRPOConfig, name, seed, **{**self.stages[name].settings, **own})
+
     def _reinforcement(self, name: str, seed: int) -> Any:
         from datasets import Dataset
 
-        from ...training.grpo import RemaskGRPOConfig, RemaskGRPOTrainer
+        from ...training.grpo import RemaskGRPOTrainer
 
-        stage = self.stages[name]
+        stage, config = self.stages[name], self._rl_config(name, seed)
         assert stage.after is not None
-        own = {"decoding": self.rollouts(name), "max_completion_length": self.arguments.completion_length}
-        config = self._arguments(RemaskGRPOConfig, name, seed, **{**stage.settings, **own})
         set_seed(seed)
         # The adapter of the stage before goes on; where that has none, a fresh one is trained.
         model = self.problems.load(self.kind(name), self.folder(stage.after, seed), trainable=True)
@@ -283,7 +338,7 @@ class RemaskStages:
     def _finish(self, trainer: Any, folder: Path, plain: bool) -> None:
         """Train, going on where a stopped run was; save what the next stage loads, and say so last."""
         checkpoint = get_last_checkpoint(folder)
-        clock = Clock(folder, checkpoint is not None)
+        clock = Clock(folder / CLOCK_FILE, checkpoint is not None)
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=checkpoint)
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -296,7 +351,7 @@ class RemaskStages:
                 model.model.save_pretrained(folder)
             self.problems.tokenizer.save_pretrained(folder)
             write_json(folder / "logs.json", trainer.state.log_history)
-            write_json(folder / FINISHED, {"steps": trainer.state.global_step, "cpu_seconds": clock.seconds})
+            write_json(folder / FINISHED, {"steps": trainer.state.global_step, **clock.seconds})
         PartialState().wait_for_everyone()
 
     # What came of it
@@ -319,11 +374,9 @@ class RemaskStages:
         self.train(name, seed)
         args, kind = self.arguments, self.kind(name)
         path = self.root / f"seed{seed}" / "evaluation" / f"{name}.json"
-        settings = {key: getattr(args, key) for key in (*_PROBLEM_SETTINGS, "eval_rows", "eval_seed")}
-        stage = self.stages[name]
-        settings |= {"decoding": args.decoding(kind), "model": stage.settings.get("model")}
-        settings["stage"] = None if stage.trainer == "given" else self.settings(name, seed)
-        settings = json.loads(json.dumps(settings))
+        settings = self._problem_settings() | {"decoding": args.decoding(kind), "stage": self.settings(name, seed)}
+        # A model at the same place may be another one by now.
+        settings = json.loads(json.dumps(settings | {"weights": self._digest(name, seed)}))
         known = json.loads(path.read_text()) if path.exists() else {}
         PartialState().wait_for_everyone()
         if known.get("settings") != settings:
@@ -341,11 +394,6 @@ class RemaskStages:
         return Outcome(known["values"], known["answers"]), trust
 
 
-def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON can hold them: enumerations by their value."""
-    return {key: getattr(value, "value", value) for key, value in values.items()}
-
-
 def training_settings(args: Any) -> dict[str, Any]:
     """
     A parsed command line's trainer arguments as a stage's settings.
@@ -360,25 +408,6 @@ def training_settings(args: Any) -> dict[str, Any]:
     return {item.name: getattr(args, item.name) for item in fields(args) if item.init and item.name not in left_out}
 
 
-# What the weights depend on: the problems, and a trainer's arguments where they are given.
-_PROBLEM_SETTINGS = (
-    "task",
-    "base",
-    "canvas",
-    "hidden_cells",
-    "num_layers",
-    "train_data",
-    "template",
-    "completion_length",
-    "train_rows",
-)
-_TRAINING_SETTINGS = frozenset(
-    """
-    max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate
-    backbone_learning_rate muon_learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_grad_norm
-    weight_decay adam_beta1 adam_beta2 optim bf16 max_length min_mask_rate policy_weight incorrect_rate law horizon
-    max_attempts min_corruption_rate max_corruption_rate full_corruption mask_row_batches blank_rows edit_weight
-    reveal_weights loss_clip pool_fraction pool_start pool_start_step pool_max_age num_generations num_iterations
-    temperature epsilon epsilon_high loss_steps ratio_level greedy_last_step scale_rewards proposal wrapper
-    """.split()
-)
+# Of no consequence for a stage's result, or (the first four) named by the stages that they concern. All else matters.
+_PROBLEM_ASIDE = ("decoding_sft", "decoding_remedi", "decoding_rm", "rewards", "eval_batch_size", "ceiling_dir")
+_EVALUATION_ALONE = ("eval_rows", "eval_seed")

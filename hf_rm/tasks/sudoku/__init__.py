@@ -1,6 +1,6 @@
 """Sudoku revision: restore a solved board in which some cells were replaced by wrong digits.
 
-[`closest_boards`] and [`map_ceiling`] need the optional solver library ortools (``pip install hf-rm[test]``); it is
+[`closest_boards`] and [`map_ceiling`] need the optional solver library ortools (``pip install hf-rm[sudoku]``); it is
 imported when they are called.
 """
 
@@ -22,6 +22,7 @@ from .ceiling import (
     CeilingTable,
     boards_digest,
     closest_boards,
+    find_ceiling,
     load_ceiling,
     map_ceiling,
     save_ceiling,
@@ -43,6 +44,7 @@ __all__ = [
     "corrupt_boards",
     "count_unavoidable_rectangles",
     "evaluation_set",
+    "find_ceiling",
     "format_board",
     "generate_boards",
     "is_valid",

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from hf_rm.evaluation.statistics import Interval, mean_interval, wilson_interval
 
 from .boards import CELLS, MASK_ID, UNITS, BoardArray, as_boards, is_valid
+from .evaluation_set import Source, evaluation_set
 
 DEFAULT_LIMIT = 1000
 
@@ -114,7 +115,7 @@ def _cp_model() -> Any:
         from ortools.sat.python import cp_model
     except ImportError as error:
         raise ImportError(
-            "The Sudoku ceiling needs the solver library ortools, which is not installed; `pip install hf-rm[test]`."
+            "The Sudoku ceiling needs the solver library ortools, which is not installed; `pip install hf-rm[sudoku]`."
         ) from error
     return cp_model
 
@@ -418,3 +419,28 @@ def load_ceiling(path: str | os.PathLike[str]) -> CeilingTable:
             raise ValueError(f"path {os.fspath(path)!r} lacks {missing}; pass a file that save_ceiling wrote.")
         arrays = {name: data[name] for name in _ARRAYS}
         return CeilingTable(**arrays, digest=str(data["digest"]), settings=json.loads(str(data["settings"])))
+
+
+def find_ceiling(folder: str | os.PathLike[str], source: Source, count: int, seed: int) -> CeilingTable | None:
+    """Find the saved ceiling of an evaluation set, or that of a larger one that begins with it.
+
+    Args:
+        folder: Where the ceiling benchmark left its files.
+        source: As in [`evaluation_set`].
+        count: As in [`evaluation_set`].
+        seed: As in [`evaluation_set`].
+
+    Returns:
+        The table, whose first `count` entries are those of the set; None if none speaks of these very boards.
+
+    Example:
+        >>> find_ceiling(tempfile.mkdtemp(), "generated", 10, seed=0) is None
+        True
+    """
+    for path in sorted(Path(folder).glob("*.npz")):
+        table = load_ceiling(path)
+        same = table.settings.get("source") == source and table.settings.get("seed") == seed
+        if same and len(table.credit) >= count:
+            if table.digest == boards_digest(*evaluation_set(source, len(table.credit), seed)):
+                return table
+    return None

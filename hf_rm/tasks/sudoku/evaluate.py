@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,9 @@ from .metrics import remask_recall_by_history, sudoku_metrics
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "eq1": {"reveal": "all", "revise": "reflective"},
-    "threshold": {"reveal": "threshold", "reveal_threshold": 0.9, "revise": "reflective"},
+    "threshold": {"reveal": "threshold", "revise": "reflective"},
 }
-"""Plain Eq. 1, and Eq. 1 with masks revealed only above 0.9 (and always the most confident one)."""
+"""Plain Eq. 1, and Eq. 1 with masks revealed only above 0.9, the rule's own (and always the most confident one)."""
 
 ROUNDS = (1, 2, 4, 8, 16, 32)
 ERROR_RANGES = ((4, 8), (9, 12), (13, 16), (17, 20))
@@ -60,22 +61,40 @@ class SudokuRun:
         """The metrics of Table 2 with their 95 % intervals; see [`sudoku_metrics`]."""
         return sudoku_metrics(self.initial, self.final, self.target, states=self.states)
 
-    def own_recall(self) -> dict[str, dict[str, float]]:
+    def own_recall(
+        self, boards: npt.NDArray[np.bool_] | None = None, first_only: bool = False
+    ) -> dict[str, dict[str, float]]:
         """Re-mask recall of wrong tokens along the model's own trajectories; see [`remask_recall_by_history`]."""
-        return remask_recall_by_history(self.states, self.actions, self.target, num_steps=self.num_steps)
+        steps = self.num_steps if boards is None else np.where(boards, self.num_steps, 0)
+        return remask_recall_by_history(self.states, self.actions, self.target, num_steps=steps, first_only=first_only)
 
-    def by_errors(self) -> dict[str, dict[str, float]]:
-        """By the number of wrong cells a board began with: counts, shares exact, valid and not come to rest."""
+    def by_errors(self, ceiling: CeilingTable | None = None) -> dict[str, dict[str, float]]:
+        """
+        By the number of wrong cells a board began with: counts, shares exact, valid and not come to rest, and with a
+        ceiling of the same boards that, and the share exact of the uniquely decodable ones.
+        """
         errors = (self.initial != self.target).sum(axis=1)
-        valid = is_valid(self.final)
-        table = {}
+        shares: dict[str, npt.NDArray[Any]] = {
+            "exact": self.exact,
+            "valid": is_valid(self.final),
+            "unfinished": ~self.converged,
+        }
+        unique = None
+        if ceiling is not None:
+            shares["ceiling"], unique = ceiling.credit[: len(errors)], ceiling.unique[: len(errors)]
+        table: dict[str, dict[str, float]] = {}
         for low, high in ERROR_RANGES:
             rows = (errors >= low) & (errors <= high)
-            if rows.any():
-                shares = {"exact": self.exact, "valid": valid, "unfinished": ~self.converged}
-                table[f"{low} to {high}"] = {"boards": int(rows.sum())} | {
-                    name: float(value[rows].mean()) for name, value in shares.items()
+            if not rows.any():
+                continue
+            row = {"boards": int(rows.sum())} | {name: float(value[rows].mean()) for name, value in shares.items()}
+            if unique is not None:
+                alone = self.exact[rows & unique]
+                row |= {
+                    "unique_boards": len(alone),
+                    "exact_on_unique": float(alone.mean()) if len(alone) else math.nan,
                 }
+            table[f"{low} to {high}"] = row
         return table
 
     def accuracy_after(self, rounds: int) -> Interval:

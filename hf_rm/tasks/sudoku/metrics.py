@@ -81,12 +81,14 @@ def replay_cells(
     path = _states(states, right)
     given_up = np.zeros(right.shape, dtype=np.int64)  # bit w: the wrong digit w was re-masked here
     replayed = np.zeros(right.shape, dtype=bool)
-    for before, after in pairwise(path):
+    for every_before, every_after in pairwise(path):
+        rows = (every_before != every_after).any(axis=1)  # most come to rest long before the last one
+        before, after = every_before[rows], every_after[rows]
         was_mask, is_mask = before == mask_id, after == mask_id
-        wrong = ~was_mask & (before != right)
-        given_up |= np.where(wrong & is_mask, np.left_shift(np.int64(1), before.astype(np.int64)), 0)
-        back = (given_up >> after.astype(np.int64)) & 1
-        replayed |= was_mask & ~is_mask & (back == 1)
+        wrong = ~was_mask & (before != right[rows])
+        given_up[rows] |= np.where(wrong & is_mask, np.left_shift(np.int64(1), before.astype(np.int64)), 0)
+        back = (given_up[rows] >> after.astype(np.int64)) & 1
+        replayed[rows] |= was_mask & ~is_mask & (back == 1)
     return (given_up != 0).sum(axis=1), replayed.sum(axis=1)
 
 
@@ -173,10 +175,12 @@ def remask_recall_by_history(
     mask_id: int = MASK_ID,
     num_steps: Any | None = None,
     draft_is_attempt: bool = False,
+    first_only: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Measure how often a visible wrong token is re-masked, by what its history looks like.
 
-    Every visible wrong token before every step counts once, in one class:
+    Every visible wrong token before every step counts once, in one class (so one that is kept for long counts often:
+    `first_only` counts it the first time alone):
 
     - ``since_start``: wrong at every step so far and never a mask.
     - ``revealed_once``: revealed from a mask exactly once in its history.
@@ -194,6 +198,8 @@ def remask_recall_by_history(
         num_steps: Steps each row really took, shape (B,); later ones are padding and not counted.
         draft_is_attempt: Whether a token visible at the start is its position's first attempt, so that ``w' M w``
             counts as ``second_attempt``; by default only reveals count and it is ``revealed_once``.
+        first_only: Whether a wrong token counts at a position only before the first step that finds it there. Ids then
+            are in 0..62.
 
     Returns:
         For each class ``recall`` with its 95 % Wilson interval ``low`` and ``high``, and ``count``; nan where it is 0.
@@ -216,17 +222,24 @@ def remask_recall_by_history(
     attempts = ((path[0] != mask_id) & draft_is_attempt).astype(np.int64)
     reveals = np.zeros(right.shape, dtype=np.int64)
     always_wrong = np.ones(right.shape, dtype=bool)
+    met = np.zeros(right.shape, dtype=np.int64)  # bit w: the wrong token w stood here before
     tallies: dict[str, list[int]] = {name: [0, 0] for name in _HISTORY_CLASSES}
-    for step, (state, action) in enumerate(zip(path[:-1], acts, strict=True)):
+    for step in range(int(lengths.max(initial=0))):
+        rows = step < lengths  # most come to rest long before the last one
+        state, remasked = path[step][rows], acts[step][rows] == REMASK
         if step:
-            reveals += (path[step - 1] == mask_id) & (state != mask_id)
-        wrong = (state != mask_id) & (state != right)
-        always_wrong &= wrong
-        counted = wrong & (step < lengths)[:, None]
-        again = reveals + attempts > 1
-        members = (always_wrong, (reveals > 0) & ~again, (reveals > 0) & again, (reveals == 0) & ~always_wrong)
+            reveals[rows] += (path[step - 1][rows] == mask_id) & (state != mask_id)
+        wrong = (state != mask_id) & (state != right[rows])
+        always_wrong[rows] &= wrong
+        counted = wrong
+        if first_only:
+            token = state.astype(np.int64)
+            counted = wrong & ((met[rows] >> token) & 1 == 0)
+            met[rows] |= np.left_shift(wrong.astype(np.int64), token)
+        revealed, again, since_start = reveals[rows] > 0, (reveals + attempts)[rows] > 1, always_wrong[rows]
+        members = (since_start, revealed & ~again, revealed & again, ~revealed & ~since_start)
         for name, member in zip(_HISTORY_CLASSES, members, strict=True):
-            tallies[name][0] += int((counted & member & (action == REMASK)).sum())
+            tallies[name][0] += int((counted & member & remasked).sum())
             tallies[name][1] += int((counted & member).sum())
     return {name: _recall(*tally) for name, tally in tallies.items()}
 

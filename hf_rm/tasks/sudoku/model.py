@@ -102,7 +102,8 @@ def build_sudoku_model(variant: str = "hr-decay-her", **kwargs: Any) -> RMForMas
 
 def build_sudoku_tokenizer() -> PreTrainedTokenizerFast:
     """
-    A tokenizer that turns a board of 81 characters into 81 ids and back; `.` is the mask.
+    A tokenizer that turns a board of 81 characters into 81 ids and back; `.` is the mask. Any other character is an
+    error: there is no unknown token, which would have to be a digit or the mask.
 
     Example:
         >>> tokenizer = build_sudoku_tokenizer()
@@ -110,7 +111,7 @@ def build_sudoku_tokenizer() -> PreTrainedTokenizerFast:
         ([5, 3, 0], '53.')
     """
     vocabulary = {".": MASK_ID, **{str(digit): digit for digit in range(1, VOCAB_SIZE)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
