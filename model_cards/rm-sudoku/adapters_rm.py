@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file, extract_commit_hash, is_peft_available
 
@@ -244,7 +245,8 @@ def load_adapter_strictly(
             break
     else:
         raise OSError(f"{str(name)!r} holds no adapter: there is no {_CONFIG} at its root or in {ADAPTER_FOLDER}/.")
-    if _file(name, _WEIGHTS, folder, **where) is None:
+    weights = _file(name, _WEIGHTS, folder, **where)
+    if weights is None:
         raise OSError(f"{str(name)!r} has an {_CONFIG} but no {_WEIGHTS} beside it: pickled adapters are not loaded.")
     recorded, (base, _) = json.loads(found.read_text()).get("base_model_name_or_path"), base_of(model)
     if check_base and recorded and base and recorded != base:
@@ -259,13 +261,31 @@ def load_adapter_strictly(
         report = load(str(found.parent), adapter_name, ignore_mismatched_sizes=True, **kwargs)
     except ValueError as error:
         raise ValueError(f"The adapter {str(name)!r} does not fit this model: {error}") from error
+    _complete(model, weights, adapter_name, report)
     found_wrong = {key: sorted(map(str, getattr(report, key))) for key in _WRONG}
-    # A tied head shares the embedding's rows, which are stored once: they are loaded, whatever the report calls them.
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    loaded = {id(value) for key, value in parameters.items() if key not in found_wrong["missing_keys"]}
-    found_wrong["missing_keys"] = [k for k in found_wrong["missing_keys"] if id(parameters.get(k)) not in loaded]
     message = "; ".join(f"{key} {', '.join(keys[:3])}" for key, keys in found_wrong.items() if keys)
     if message:
         model.delete_adapter(adapter_name)
         raise ValueError(f"The adapter {str(name)!r} does not fit this model, it was made for another: {message}.")
     return report
+
+
+def _complete(model: Any, weights: Path, adapter_name: str, report: Any) -> None:
+    """
+    Load and strike off the report what only seems to be missing.
+
+    Token rows and whole modules that PEFT wraps, whose keys transformers 5.17, other than 5.18, does not know; and a
+    tied head's rows, which are the embedding's and stored once.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with safe_open(weights, framework="pt") as file:
+        stored = {key.removeprefix("base_model.model."): key for key in file.keys()}
+        for name, module in model.named_modules() if report.missing_keys else ():
+            keys: dict[str, str] = getattr(module, "adapter_state_dict_load_map", lambda _: {})(adapter_name)
+            for old, new in ((f"{name}.{source}", f"{name}.{target}") for source, target in keys.items()):
+                if new in report.missing_keys and old in stored:
+                    parameters[new].data.copy_(file.get_tensor(stored[old]))
+                    report.missing_keys.discard(new)
+                    report.unexpected_keys -= {old, stored[old]}
+    there = {id(value) for key, value in parameters.items() if key not in report.missing_keys}
+    report.missing_keys -= {key for key in report.missing_keys if id(parameters.get(key)) in there}
