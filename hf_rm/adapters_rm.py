@@ -28,14 +28,7 @@ _WHERE = ("cache_dir", "force_download", "proxies", "local_files_only", "token")
 HUB_ARGUMENTS = (*_WHERE, "revision")
 # For the base's weights, never for a config: transformers would write them into it.
 _LOADING = ("dtype", "torch_dtype", "device_map", "max_memory", "quantization_config", "attn_implementation")
-_COMPARED = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
+_COMPARED = "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
 _WRONG = ("missing_keys", "unexpected_keys", "mismatched_keys")
 _QUANTIZED = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
 
@@ -45,9 +38,8 @@ def _file(name: Any, file: str, folder: str, **where: Any) -> Path | None:
         found = cached_file(name, file, subfolder=folder, _raise_exceptions_for_missing_entries=False, **where)
     except OSError as error:
         status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-        if (
-            status in (401, 403) and type(error.__cause__).__name__ == "HfHubHTTPError"
-        ):  # no subclass: not a missing one
+        # No subclass of it: those are for what is missing.
+        if status in (401, 403) and type(error.__cause__).__name__ == "HfHubHTTPError":
             raise OSError(
                 f"The Hub refused the token for {str(name)!r} ({status}): pass token= with access to it, or run "
                 "`hf auth login`."

@@ -9,7 +9,7 @@ remote code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,6 @@ class _NativeMaskedLM(ReflectiveGenerationMixin, LlamaForCausalLM):
         positions: Tensor | None,
         **inputs: Any,
     ) -> Denoised:
-        if use_history:
-            raise ValueError(
-                f"`use_history` is True, but {type(self).__name__} has no history: wrap it with "
-                "RMForMaskedDiffusion.from_backbone, or leave use_history out."
-            )
         if attention_mask is not None:
             inputs.setdefault("position_ids", real_positions(attention_mask))
         return Denoised(position_logits(self, positions, input_ids=input_ids, attention_mask=attention_mask, **inputs))
@@ -211,15 +206,20 @@ def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
         config.is_causal = is_causal
     with readable_weights(name, kwargs):
         model, report = _loader(config).from_pretrained(name, config=config, output_loading_info=True, **kwargs)
-    for kind in ("missing", "unexpected"):
+    refuse_wrong_keys(name, model, report)
+    return model
+
+
+def refuse_wrong_keys(name: Any, model: Any, report: Any, kinds: Sequence[str] = ("missing", "unexpected")) -> None:
+    """An OSError that names the first keys of a loading report that the weights lack, or have too many of."""
+    for kind in kinds:
         keys = sorted(key for key in report[f"{kind}_keys"] if not any(part in key for part in _OTHER_HEADS))
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise OSError(
-                f"The weights of {name!r} have {kind} keys for {type(model).__name__}: {', '.join(keys[:3])}{more}. "
-                "They belong to another network than its config.json says: check both."
+                f"The weights of {str(name)!r} have {kind} keys for {type(model).__name__}: {', '.join(keys[:3])}"
+                f"{more}. They are not whole, or belong to another network than config.json says: check both."
             )
-    return model
 
 
 def _where(kwargs: dict[str, Any]) -> dict[str, Any]:

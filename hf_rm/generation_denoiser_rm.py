@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache
 
-from .configuration_rm import blocks_from_answer
+from .configuration_rm import blocks_from_answer, reads_history
 from .generation_canvas_rm import Canvas
 from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_rows_rm import Rows, look
@@ -58,8 +58,7 @@ class Denoiser:
         self.model = model
         self.scale = config.guidance_scale
         self.mask_token_id = mask_token_id
-        own = getattr(model.config, "history", False)
-        self.use_history = own if config.use_history is None else config.use_history
+        self.use_history = reads_history(model.config, config.use_history)
         self.block_length: int | None = getattr(model.config, "attention_block_length", None)
         # With plain embeddings outside the editable positions a finished block can be left alone: its memory stands.
         self.freezes = bool(
@@ -157,7 +156,7 @@ class Denoiser:
         before = rows.block - 1
         some, which = rows.select(begun), self.cache
         self.cache = which.part(begun)
-        window = some.windows.gather(1, before[begun][:, None, None].expand(-1, 1, some.windows.shape[2]))[:, 0]
+        window = some.window(before[begun])
         try:
             _, history = self._cached(some, some.ids, some.history, window[:, :1], before[begun], 0)
             rows.history = _history_rows(rows.history, begun, history)

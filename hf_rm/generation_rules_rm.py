@@ -1,6 +1,6 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
 """
-What the rules see of a step, the reveal rules, and Eq. 1 itself.
+What the rules see of a step, the reveal rules, and what Eq. 1 compares.
 
 At each step the loop hands a reveal rule and a revision rule the same `DenoisingStep`. A reveal rule says which masks
 become tokens; a revision rule (`generation_revision_rm`) which visible tokens are taken back. To add one: write a
@@ -12,7 +12,7 @@ Shapes: B active rows, A positions of a row's active block, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -154,7 +154,7 @@ class RevealAboveThreshold(RevealRule):
     """Masks whose proposal is more probable than the threshold, and always the few most confident ones (Fast-dLLM)."""
 
     def __init__(self, config: ReflectiveGenerationConfig) -> None:
-        self.threshold = config.reveal_threshold
+        self.threshold = 0.9 if config.reveal_threshold is None else config.reveal_threshold
         self.at_least = config.min_reveals_per_step
 
     def __call__(self, step: DenoisingStep) -> Tensor:
@@ -318,18 +318,3 @@ def lowest_ranked(ranks: Tensor, count: Tensor) -> Tensor:
 def remask_advantage(ids: Tensor, logits: Tensor, mask_token_id: int) -> Tensor:
     """(B, N) logit of the mask minus that of the token that stands there; Eq. 1 re-masks where it is positive."""
     return logits[..., mask_token_id] - logits.gather(-1, ids[..., None])[..., 0]
-
-
-def eq1_next_state(
-    ids: Tensor, logits: Tensor, mask_token_id: int, editable: Tensor, forbidden: Sequence[int] = ()
-) -> Tensor:
-    """
-    Eq. 1 for whole batches, (B, N) to (B, N): what a plain run of the loop does in one step.
-
-    `forbidden` ids are never revealed; the mask never is.
-    """
-    is_mask = ids == mask_token_id
-    best = logits.index_fill(-1, torch.tensor([mask_token_id, *forbidden], device=ids.device), -torch.inf).argmax(-1)
-    remask = remask_advantage(ids, logits, mask_token_id) > 0
-    following = torch.where(is_mask, best, torch.where(remask, mask_token_id, ids))
-    return torch.where(editable, following, ids)

@@ -78,8 +78,12 @@ class HistoryState:
 
     @classmethod
     def cat(cls, states: Sequence[HistoryState]) -> HistoryState:
-        """Rows of several memories, in order."""
-        return cls(torch.cat([s.accumulator for s in states]), torch.cat([s.steps for s in states]))
+        """Rows of several memories, in order; what is frozen stays so."""
+        frozen = None
+        if any(s.frozen is not None for s in states):
+            free = (s.accumulator.new_zeros(s.accumulator.shape[:2], dtype=torch.bool) for s in states)
+            frozen = torch.cat([f if s.frozen is None else s.frozen for s, f in zip(states, free, strict=True)])
+        return cls(torch.cat([s.accumulator for s in states]), torch.cat([s.steps for s in states]), frozen)
 
     def select(self, rows: Tensor | slice) -> HistoryState:
         """The rows that `rows` names: indices (long), a mask (bool) of shape (B,), or a slice."""
@@ -117,6 +121,29 @@ class HistorySegments:
 
 
 History = HistoryState | HistorySegments
+Histories = History | Sequence[History] | None
+
+
+def check_history(history: Histories, batch: int, length: int, width: int) -> None:
+    """Raise a ValueError for a history that is not of this many rows, positions and dimensions; shapes alone count."""
+    rows, parts = 0, history if isinstance(history, Sequence) else () if history is None else (history,)
+    for part in parts:
+        shapes: dict[str, tuple[int, ...]]
+        if isinstance(part, HistoryState):
+            count = len(part.accumulator)
+            shapes = {"accumulator": (count, length, width), "steps": (count,), "frozen": (count, length)}
+        elif isinstance(part, HistorySegments):
+            count, runs = len(part.ids), part.ids.shape[-1]
+            shapes = {"ids": (count, length, runs), "lags": (count, length, runs + 1)}
+        else:
+            raise ValueError(f"`history` is a {type(part).__name__}: pass HistoryState, HistorySegments or a list.")
+        for name, shape in shapes.items():
+            given = getattr(part, name)
+            if given is not None and given.shape != shape:
+                raise ValueError(f"`history.{name}` has shape {tuple(given.shape)}: pass {shape}, as `input_ids` has.")
+        rows += count
+    if history is not None and rows != batch:
+        raise ValueError(f"`history` has {rows} rows and `input_ids` {batch}: pass the history of these rows.")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
@@ -34,13 +34,21 @@ from .adapters_rm import (
     refuse_plain_adapter,
     take_over_placement,
 )
-from .configuration_rm import RMConfig, blocks_from_answer, embedding_width
-from .families_rm import backbone_class, family_of, find_mask_token_id, load_backbone, readable_weights
+from .configuration_rm import RMConfig, blocks_from_answer, embedding_width, reads_history
+from .families_rm import (
+    backbone_class,
+    family_of,
+    find_mask_token_id,
+    load_backbone,
+    readable_weights,
+    refuse_wrong_keys,
+)
+from .generation_canvas_rm import check_entries
 from .generation_rm import ReflectiveGenerationMixin
 from .heads_rm import LogitsReader, answer_start, position_logits, read_logits, real_positions
-from .history import History, HistoryReference, HistorySegments, HistoryState
+from .history import Histories, HistoryReference, HistorySegments, HistoryState, check_history
 from .llada import register_conversions
-from .vocabulary_rm import reserved_token_ids, tokenizer_beside
+from .vocabulary_rm import reserved_token_ids, token_ids, tokenizer_beside
 
 
 @dataclass
@@ -125,7 +133,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 `suppressed_token_ids` defaults to the ids that the tokenizer beside the weights does not have.
 
         Raises:
-            ValueError: when no mask id is to be found or a setting cannot work.
+            ValueError: when no mask id is to be found, a setting cannot work, or an argument is none of these.
 
         Example:
             >>> from transformers import BertConfig, BertForMaskedLM
@@ -134,6 +142,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             >>> RMForMaskedDiffusion.from_backbone(bert, mask_token_id=103).config.mask_token_id
             103
         """
+        known = cls.config_class.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__
+        if unknown := sorted(config_kwargs.keys() - known):
+            raise ValueError(
+                f"Unknown argument(s) {', '.join(map(repr, unknown))}: pass settings of {cls.config_class.__name__} "
+                f"({', '.join(sorted(known))}), and what is for the backbone's from_pretrained as backbone_kwargs."
+            )
         where: dict[str, Any] = {"local_files_only": True}  # a model at hand is not looked up on the Hub
         if isinstance(backbone, str):
             where = backbone_kwargs or {}
@@ -180,7 +194,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
                 `is_trainable=True` goes on training.
 
         Raises:
-            OSError: for a repository, file or revision that is missing, and for damaged weights.
+            OSError: for a repository, file or revision that is missing, and for weights that are damaged or not all
+                there.
             ValueError: for an adapter that was made for another base.
         """
         where = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -189,10 +204,12 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             if adapter is not None:
                 return load_with_adapter(cls, pretrained_model_name_or_path, adapter, **kwargs)
             refuse_plain_adapter(pretrained_model_name_or_path, **where)
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+            wants_report, kwargs["output_loading_info"] = kwargs.get("output_loading_info"), True
+            model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # transformers would go on with random values in their place.
+        refuse_wrong_keys(pretrained_model_name_or_path, model, report, ["missing"])
         model.base_commit = commit_of(model.config.name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
-        return loaded
+        return (model, report) if wants_report else model
 
     def load_adapter(self, peft_model_id: Any = None, adapter_name: str | None = None, **kwargs: Any) -> Any:
         """
@@ -244,7 +261,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        history: History | Sequence[History] | None = None,
+        history: Histories = None,
         editable_mask: Tensor | None = None,
         labels: Tensor | None = None,
         use_history: bool | None = None,
@@ -257,7 +274,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         Logits for the current state, read together with its history.
 
         Args:
-            input_ids (`Tensor` of shape `(B, N)`, long): the current state.
+            input_ids (`Tensor` of shape `(B, N)`, of any integers): the current state.
             attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding; or bool of
                 shape `(B, 1, N, keys)`: who sees whom.
             position_ids (`Tensor` of shape `(B, N)`, *optional*): by default counted over the real positions.
@@ -277,11 +294,17 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
             [`RMOutput`]
 
         Raises:
-            ValueError: for shapes and dtypes that do not fit.
+            ValueError: for shapes and dtypes that do not fit; on a CPU also for ids and labels outside the vocabulary
+                and for labels of which none counts. An accelerator would have to be waited for to see them.
         """
-        use_history = self.config.history if use_history is None else use_history
+        use_history = reads_history(self.config, use_history)
         wanted: Tensor | LogitsReader | None = logits_positions if logits_reader is None else logits_reader
-        _check_forward(self.config, input_ids, labels, wanted)
+        input_ids = _check_ids(self.config, input_ids, labels, wanted, num_items_in_batch)
+        batch, length = input_ids.shape
+        keys = getattr(attention_mask, "shape", ())[-1:]
+        check_entries("attention_mask", attention_mask, (batch, length), (batch, 1, length, *keys))
+        check_entries("editable_mask", editable_mask, (batch, length))
+        check_history(history, batch, length, embedding_width(self.config.text_config))
         _prepare_token_adapters(self.get_input_embeddings(), self.get_output_embeddings())
         embeddings = self.get_input_embeddings()(input_ids)
         inputs, state = self._read_history(embeddings, history, editable_mask, use_history)
@@ -293,11 +316,7 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         return RMOutput(loss=loss, logits=logits, history=state)
 
     def _read_history(
-        self,
-        embeddings: Tensor,
-        history: History | Sequence[History] | None,
-        editable_mask: Tensor | None,
-        use_history: bool,
+        self, embeddings: Tensor, history: Histories, editable_mask: Tensor | None, use_history: bool
     ) -> tuple[Tensor, HistoryState | None]:
         """The vectors that the backbone reads, and the memory after this state."""
         if not use_history:
@@ -332,8 +351,8 @@ class RMForMaskedDiffusion(ReflectiveGenerationMixin, PreTrainedModel):
         if config.position_groups is not None and config.attention_groups is not None:
             groups, heads = tuple(map(tuple, config.position_groups)), tuple(config.attention_groups)
             attention_mask = _group_attention_mask(groups, heads, attention_mask, inputs)
-        elif attention_mask is not None and position_ids is None and config.backbone_positions:
-            position_ids = real_positions(attention_mask)
+        elif attention_mask is not None and attention_mask.dim() == 2 and config.backbone_positions:
+            position_ids = real_positions(attention_mask) if position_ids is None else position_ids
         if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
             attention_mask = _additive(attention_mask, inputs)
         elif config.attention_block_length is not None:
@@ -407,12 +426,7 @@ def build_backbone(config: RMConfig) -> PreTrainedModel:
     return backbone_class(config.backbone_class)._from_config(config.text_config)
 
 
-def _advance(
-    reference: HistoryReference,
-    history: History | Sequence[History] | None,
-    embeddings: Tensor,
-    embed: nn.Module,
-) -> HistoryState:
+def _advance(reference: HistoryReference, history: Histories, embeddings: Tensor, embed: nn.Module) -> HistoryState:
     if history is None:
         batch, length, width = embeddings.shape
         history = HistoryState.empty(batch, length, width, embeddings.device)
@@ -503,23 +517,22 @@ def _mean_cross_entropy(logits: Tensor, labels: Tensor, num_items: Tensor | int 
     return total / ((labels != -100).sum() if num_items is None else num_items)
 
 
-def _check_forward(
-    config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Tensor | LogitsReader | None
-) -> None:
-    if input_ids.dim() != 2:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}: pass a (batch, length) tensor of token ids."
-        )
+def _check_ids(config: RMConfig, input_ids: Tensor, labels: Tensor | None, wanted: Any, num_items: Any) -> Tensor:
+    """The input ids, long. Values are looked at on a CPU alone, where nothing has to be waited for; shapes always."""
+    look = getattr(input_ids, "device", None) == torch.device("cpu") and not torch.compiler.is_compiling()
+    input_ids = token_ids("input_ids", input_ids, config.vocab_size, look)
     if config.position_groups is not None and input_ids.shape[1] != len(config.position_groups[0]):
         raise ValueError(
             f"`input_ids` has {input_ids.shape[1]} positions, but the model's position groups describe "
             f"{len(config.position_groups[0])}: pass sequences of that length."
         )
-    if labels is not None and wanted is not None:
+    if labels is None:
+        return input_ids
+    if wanted is not None:
         name = "logits_reader" if isinstance(wanted, LogitsReader) else "logits_positions"
         raise ValueError(f"`labels` need logits everywhere: leave `{name}` out, or take the loss yourself.")
-    if labels is not None and labels.shape != input_ids.shape:
-        raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)} and `input_ids` {tuple(input_ids.shape)}: pass labels of the "
-            "same shape, -100 where a position has none."
-        )
+    check_entries("labels", labels, tuple(input_ids.shape))
+    token_ids("labels", labels, config.vocab_size, look, nothing=-100)
+    if look and num_items is None and not (labels != -100).any():
+        raise ValueError("`labels` is -100 everywhere, and the mean over no label is none: leave `labels` out.")
+    return input_ids

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -63,20 +63,14 @@ class RemeDiConfig(RMConfig):
 
     model_type = "RemeDi"
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        policy_layers: Sequence[int] | None = None,
-        history: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        # Whatever it is: `check` has the words for it.
-        self.policy_layers: Any = list(policy_layers) if isinstance(policy_layers, Sequence) else policy_layers
-        super().__init__(text_config=text_config, history=history, **kwargs)
+    policy_layers: Any = None
+    history: bool = False
 
     def check(self) -> None:
         """As [`RMConfig.check`]; fills in the layers where none are named."""
         super().check()
+        if isinstance(self.policy_layers, Sequence):
+            self.policy_layers = list(self.policy_layers)
         layers = self.text_config.get_text_config().num_hidden_layers
         if self.policy_layers is None:
             step = max(layers // 3, 1)
@@ -292,20 +286,6 @@ class RemeDiForMaskedDiffusion(RMForMaskedDiffusion):
         register_remedi_conversions()
         super().__init__(config, backbone)
         self.generation_config: Any = policy_decoding(config)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As [`RMForMaskedDiffusion.from_pretrained`]; an OSError for weights without (all of) a policy stream."""
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        model, report = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        missing = sorted(key for key in report["missing_keys"] if "stream." in key)
-        if missing:
-            raise OSError(
-                f"The weights of {str(pretrained_model_name_or_path)!r} have no {missing[0]} ({len(missing)} missing "
-                "in all): they are not a RemeDi model's."
-            )
-        return (model, report) if wants_report else model
 
     def post_init(self) -> None:
         """As in transformers; first the stream beside the backbone, which is there by now."""

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import grid
 from transformers import AutoConfig, BertConfig, LlamaConfig
 
 from hf_rm import ReflectiveGenerationConfig, RMConfig
-from hf_rm.generation_config_rm import DEFAULTS
+from hf_rm.generation_config_rm import DEFAULTS, PRESETS
 
 
 def backbone(**kwargs: Any) -> LlamaConfig:
@@ -24,6 +25,12 @@ BAD = {
     "mask id past the vocabulary": ({"mask_token_id": 10}, "mask_token_id.*10"),
     "negative mask id": ({"mask_token_id": -1}, "mask_token_id"),
     "mask id no integer": ({"mask_token_id": "9"}, "mask_token_id"),
+    "mask id a bool": ({"mask_token_id": True}, "mask_token_id.*True.*pass an integer"),
+    "history no bool": ({"history": "no"}, "`history` is 'no': pass one of True, False"),
+    "rotation no bool": ({"history_rotation": "yes"}, "`history_rotation` is 'yes'"),
+    "shift no bool": ({"logits_shift": None}, "`logits_shift` is None"),
+    "positions no bool": ({"backbone_positions": "off"}, "`backbone_positions` is 'off'"),
+    "trained no bool": ({"trained_to_remask": "yes"}, "`trained_to_remask` is 'yes': pass one of True, False, None"),
     "decay 0": ({"history_decay": 0.0}, "history_decay"),
     "decay above 1": ({"history_decay": 1.01}, "history_decay"),
     "negative decay": ({"history_decay": -0.5}, "history_decay"),
@@ -54,6 +61,7 @@ def test_bad_settings_are_refused(case: str) -> None:
 def test_the_good_arguments_of_the_bad_cases_are_accepted() -> None:
     RMConfig(text_config=backbone(), mask_token_id=9)
     RMConfig(text_config=backbone(**ODD), mask_token_id=9, history_rotation=False)
+    RMConfig(text_config=backbone(**ODD), mask_token_id=9, history=False)  # a rotation that nothing turns
     RMConfig(
         text_config=backbone(),
         mask_token_id=0,
@@ -61,6 +69,16 @@ def test_the_good_arguments_of_the_bad_cases_are_accepted() -> None:
         position_groups=[[0, 1]],
         attention_groups=[0, None],
     )
+
+
+def test_numpys_integers_are_integers(tmp_path: Path) -> None:
+    config = RMConfig(text_config=backbone(), mask_token_id=np.int64(9))
+    assert type(config.mask_token_id) is int
+    config.save_pretrained(tmp_path)
+    settings = ReflectiveGenerationConfig(max_steps=np.int32(7), revise_threshold=np.float32(0.25))
+    settings.save_pretrained(tmp_path)
+    loaded = ReflectiveGenerationConfig.from_pretrained(tmp_path)
+    assert (loaded.max_steps, loaded.revise_threshold) == (7, 0.25)
 
 
 def test_a_backbone_without_a_type_is_refused() -> None:
@@ -150,6 +168,25 @@ def test_unknown_settings_are_refused_everywhere(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_beams": 2}))
     with pytest.raises(ValueError, match="num_beams"):
         ReflectiveGenerationConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_threshold_of_a_preset_leaves_with_its_rule(preset: str) -> None:
+    config = ReflectiveGenerationConfig(preset=preset)
+    if config.reveal in ("policy", "remdm"):
+        return
+    for other in (config.updated(reveal="margin"), ReflectiveGenerationConfig(preset=preset, reveal="margin")):
+        assert other.reveal == "margin" and other.reveal_threshold is None
+        assert other.preset == preset and other.revise == config.revise
+    assert config.updated(max_steps=3).reveal_threshold == config.reveal_threshold
+    with pytest.raises(ValueError, match="reveal_threshold=None"):
+        ReflectiveGenerationConfig(reveal="threshold", reveal_threshold=0.5).updated(reveal="margin")
+
+
+@pytest.mark.parametrize("card", ["rm-sudoku", "rm-image-edit", "tiny-math-base"])
+def test_what_is_shipped_is_valid(card: str) -> None:
+    folder = Path(__file__).parents[1] / "model_cards" / card
+    ReflectiveGenerationConfig.from_pretrained(folder).updated(max_steps=9)
 
 
 def test_updating_copies_and_validates() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from hf_rm import ReflectiveGenerationConfig, RMForMaskedDiffusion
 from hf_rm.generation_config_rm import DEFAULTS, PRESETS
 from hf_rm.generation_denoiser_rm import Denoised
-from hf_rm.generation_output_rm import REMASK
+from hf_rm.generation_output_rm import KEEP, REMASK, REPLACE
 from hf_rm.generation_revision_rm import REVISION_RULES, RemaskLimits
 from hf_rm.generation_rm import ReflectiveGenerationMixin, ReflectiveOutput, _DenoisingLoop
 from hf_rm.generation_rules_rm import REVEAL_RULES, DenoisingStep, RemaskingTimes, Schedule
@@ -736,7 +736,7 @@ def test_no_mask_and_no_reserved_id_in_a_finished_output(
         block_length=block_length,
         temperature=temperature,
         guidance_scale=guidance_scale,
-        max_revision_rounds=rounds,
+        max_revision_rounds=None if revise is None else rounds,
         suppressed_token_ids=RESERVED,
         eos_token_id=6 if eos else None,
         output_trajectory=True,
@@ -787,6 +787,26 @@ def test_stop_at_eos_ends_a_row_and_pads_what_follows() -> None:
     assert last.stop_reason == ["converged"] and last.num_steps.tolist() == [6]
 
 
+def test_the_trajectory_ends_with_the_sequences() -> None:
+    """A row is cut off at its own end, whatever the others do, and the actions say what became of each token."""
+    model = ScriptedModel(lambda ids: one_hot_logits(torch.where(torch.arange(7) == ids[:, :1], EOS, 3)))
+    # Answers of 6 in blocks of 2: the ends are at positions 2, 5 and 6, the last.
+    ids = torch.tensor([[2], [5], [6]])
+    settings = {"max_new_tokens": 6, "block_length": 2, "reveal": "confidence", "revise": None, "eos_token_id": EOS}
+    settings |= {"stop_at_eos": True, "pad_token_id": 5, "output_trajectory": True}
+    together = model.generate_reflective(ids, max_steps=20, **settings)
+    states, actions = together.trajectory.states, together.trajectory.actions
+    assert torch.equal(states[-1], together.sequences)
+    assert together.sequences[0].tolist() == [2, 3, EOS, 5, 5, 5, 5]
+    assert together.num_steps.tolist() == [2, 6, 6]
+    assert torch.equal(actions == KEEP, states[:-1] == states[1:])
+    assert (actions[:, 0] == REPLACE).sum(0).tolist() == [0, 0, 0, 1, 1, 1, 1]
+    for row in range(3):
+        alone = model.generate_reflective(ids[row : row + 1], max_steps=20, **settings).trajectory
+        assert torch.equal(alone.states[:, 0], states[: len(alone.states), row])
+        assert torch.equal(alone.actions[:, 0], actions[: len(alone.actions), row])
+
+
 def test_padding_behind_the_end_is_the_models_own() -> None:
     model = story(3, EOS, 2)
     model.config.pad_token_id, model.config.eos_token_id = 5, EOS
@@ -817,7 +837,7 @@ def test_delayed_ends_are_written_last(reveal: str) -> None:
             torch.tensor([[4]]),
             max_new_tokens=5,
             reveal=reveal,
-            reveal_threshold=1.0,
+            reveal_threshold=1.0 if reveal == "threshold" else None,
             reveal_factor=0.0,
             revise=None,
             eos_token_id=EOS,

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_rm import ReflectiveGenerationConfig
 from hf_rm.generation_output_rm import KEEP, REMASK, REPLACE, REVEAL
 from hf_rm.generation_rm import ReflectiveOutput, reflective_rule
+from hf_rm.generation_rows_rm import LoopDetector
 from hf_rm.history import accumulate
 
 REVEALS = ("all", "threshold", "confidence", "margin", "entropy")
@@ -153,7 +154,7 @@ def test_every_run_obeys_the_state_machine(
         generator=torch.Generator().manual_seed(seed),
         max_new_tokens=max_new_tokens,
         reveal=reveal,
-        reveal_threshold=0.5,
+        reveal_threshold=0.5 if reveal == "threshold" else None,
         temperature=temperature,
         block_length=block_length,
         max_steps=max_steps,
@@ -262,11 +263,6 @@ def test_revision_rounds_bound_a_polite_adversary() -> None:
 def test_a_bound_that_was_not_needed_is_not_the_reason(rounds: int, reason: str) -> None:
     output = ScriptedModel(steady).generate_reflective(torch.zeros(1, 4, dtype=torch.long), max_revision_rounds=rounds)
     assert output.stop_reason == [reason]
-    # Nothing is revised, so there are no rounds to bound.
-    plain = ScriptedModel(steady).generate_reflective(
-        torch.zeros(1, 4, dtype=torch.long), max_revision_rounds=rounds, revise=None
-    )
-    assert plain.stop_reason == ["converged"]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -468,12 +464,82 @@ def test_a_row_is_the_same_in_any_batch(reveal: str, temperature: float, side: s
         [(tokens, None) for tokens in rows],
         (ids, attention_mask),
         reveal=reveal,
-        reveal_threshold=0.4,
+        reveal_threshold=0.4 if reveal == "threshold" else None,
         temperature=temperature,
         max_new_tokens=4,
         block_length=3,
         max_steps=40,
     )
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 1000),
+    lengths=st.lists(st.integers(1, 8), min_size=2, max_size=4),
+    side=st.sampled_from(["left", "right"]),
+    padding=st.integers(0, 3),
+    reveal=st.sampled_from(REVEALS),
+    history=st.booleans(),
+    block_length=st.sampled_from([None, 3]),
+    limits=st.sampled_from([{}, {"max_remasks_per_position": 1}, {"max_remask_ratio": 0.3}, {"revise": "low_prob"}]),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_neither_neighbours_nor_padding_matter(
+    seed: int,
+    lengths: list[int],
+    side: str,
+    padding: int,
+    reveal: str,
+    history: bool,
+    block_length: int | None,
+    limits: dict[str, Any],
+    temperature: float,
+) -> None:
+    """A row alone and without padding, and among others with any amount of it: the same text, steps and end."""
+    rows, width = [draft(length, seed=seed + length) for length in lengths], max(lengths) + padding
+    ids, attention_mask = torch.full((len(rows), width), 7), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        where = slice(width - len(tokens), width) if side == "left" else slice(0, len(tokens))
+        ids[row, where], attention_mask[row, where] = tokens, 1
+    chosen = {"reveal": reveal, "block_length": block_length, "temperature": temperature, **limits}
+    assert_rows_agree(
+        wrapped(seed % 4, history=history),
+        [(tokens, None) for tokens in rows],
+        (ids, attention_mask),
+        max_new_tokens=3,
+        max_steps=25,
+        **chosen,
+    )
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    reveal=st.sampled_from(REVEALS),
+    revise=st.sampled_from(["reflective", "low_prob", "t2t_remask", "logit_diff"]),
+    block_length=st.sampled_from([None, 2]),
+    limit=st.sampled_from([{"max_remasks_per_position": 2}, {"max_remasks": 5}, {"max_steps": 9}]),
+    history=st.booleans(),
+)
+def test_any_limit_ends_any_model(
+    seed: int, reveal: str, revise: str, block_length: int | None, limit: dict[str, int], history: bool
+) -> None:
+    """A model of no mind, whose scores are new in every step: runs end where the limit says, and without a mask."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def script(ids: Tensor) -> Tensor:
+        return 3 * torch.randn(*ids.shape, 7, generator=generator)
+
+    ids = draft(3, 6, seed=seed, vocab_size=7)
+    # Far out: what ends the run is the limit itself.
+    settings = {"max_steps": 5000, "editable": "all", "block_length": block_length, **limit}
+    output = ScriptedModel(script, history=history).generate_reflective(ids, reveal=reveal, revise=revise, **settings)
+    if "max_steps" in limit:
+        assert int(output.num_steps.max()) <= 9
+        return
+    assert not (output.sequences == MASK).any()
+    assert int(output.num_steps.max()) < 2000 and "max_steps" not in output.stop_reason
+    assert int(output.num_remasks.max()) <= (5 if "max_remasks" in limit else 2 * 6)
 
 
 @pytest.mark.parametrize("history", [True, False])
@@ -536,6 +602,48 @@ def test_finished_rows_leave_the_forward_pass() -> None:
     assert (output.sequences == torch.where(ids == 0, 3, ids)).all()
 
 
+# Scores that are none
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [MASK, 4], ids=["at the mask", "at a token"])
+def test_scores_that_are_no_numbers_are_not_decoded(bad: float, place: int) -> None:
+    """Else every position becomes token 1, which the run calls converged."""
+
+    def script(ids: Tensor) -> Tensor:
+        logits = steady(ids)
+        logits[ids[:, 0] == 5, 2, place] = bad  # the row that begins with a 5, at its third position
+        return logits
+
+    model, ids = ScriptedModel(script), torch.tensor([[4, 0, 0], [5, 0, 0]])
+    with pytest.raises(ValueError, match="scores of row 1 are not finite"):
+        model.generate_reflective(ids)
+    # Where nothing is decoded, nobody reads them: padding may see nothing at all.
+    output = model.generate_reflective(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    assert output.sequences.tolist() == [[4, 3, 3], [5, 3, 0]]
+
+
+# Loops
+
+
+def test_the_loop_detector_finds_what_a_set_finds_and_copies_little() -> None:
+    states = torch.randint(0, 3, (400, 2, 4), generator=torch.Generator().manual_seed(0))
+    detector, places = LoopDetector(states[0]), set()
+    seen = [{tuple(row)} for row in states[0].tolist()]
+    for step, ids in enumerate(states[1:]):
+        if step == 200:  # the second row begins a block
+            detector.forget(torch.tensor([False, True]))
+            seen[1] = set()
+        found = detector.returned(ids).tolist()
+        assert found == [tuple(row) in known for row, known in zip(ids.tolist(), seen, strict=True)]
+        for row, known in zip(ids.tolist(), seen, strict=True):
+            known.add(tuple(row))
+        places.add(detector.seen.data_ptr())
+    assert len(places) <= 10, "a new place for 1, 2, 4, ... states, not for each"
+    detector.select(torch.tensor([False, True]))
+    assert detector.returned(states[-1][1:]).tolist() == [True]
+
+
 # Streaming
 
 
@@ -591,6 +699,8 @@ BAD = {
     "one row without a batch": ({"input_ids": IDS[0]}, "input_ids"),
     "floats": ({"input_ids": IDS.float()}, "input_ids"),
     "a list": ({"input_ids": IDS.tolist()}, "input_ids"),
+    "bools": ({"input_ids": IDS > 0}, "`input_ids` is torch.bool"),
+    "complex": ({"input_ids": IDS.to(torch.complex64)}, "`input_ids` is torch.complex64"),
     "an id past the vocabulary": ({"input_ids": torch.tensor([[4, 7, 0]])}, "input_ids"),
     "a negative id": ({"input_ids": torch.tensor([[4, -100, 0]])}, "input_ids"),
     "attention mask shape": ({"attention_mask": torch.ones(2, 4)}, "attention_mask"),
@@ -624,9 +734,18 @@ BAD = {
     "unknown revise": ({"revise": "sometimes"}, "revise"),
     "unknown editable": ({"editable": "none"}, "editable"),
     "steps without a schedule": ({"reveal": "threshold", "steps": 4}, "steps"),
+    "a threshold that nothing reads": ({"reveal_threshold": 0.5}, '`reveal_threshold` is 0.5, but reveal="all"'),
+    "the default one too": ({"reveal_threshold": 0.9, "reveal": "margin"}, 'reveal="margin" has no threshold'),
+    "rounds without revision": ({"revise": None, "max_revision_rounds": 2}, "`max_revision_rounds` contradict revise"),
     "limits without revision": ({"revise": None, "max_remask_ratio": 0.5}, "revise"),
     "generators of another number": ({"generator": generators(0, 1, 2), "temperature": 1.0}, "generator"),
     "generators of another number, greedy": ({"generator": generators(0)}, "generator"),
+    "a seed for a generator": ({"generator": 42}, r"`generator` is 42: .*manual_seed\(42\)"),
+    "seeds for generators": ({"generator": [1, 2], "temperature": 1.0}, r"`generator` is \[1, 2\]"),
+    "history no bool": ({"use_history": "no"}, "`use_history` is 'no': pass one of True, False, None"),
+    "trajectory no bool": ({"output_trajectory": "yes"}, "`output_trajectory` is 'yes': pass one of True, False"),
+    "cache no bool": ({"use_cache": None}, "`use_cache` is None"),
+    "end no bool": ({"stop_at_eos": "false"}, "`stop_at_eos`"),
     "another library's config": ({"generation_config": object()}, "generation_config"),
 }
 
@@ -636,6 +755,17 @@ def test_bad_input_is_refused_before_any_forward(case: str) -> None:
     arguments, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         ScriptedModel(forbidden_forward).generate_reflective(**{"input_ids": IDS, **arguments})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_any_integers_are_token_ids(dtype: torch.dtype) -> None:
+    model, ids = wrapped(1), draft(2, 6)
+    expected = model.generate_reflective(ids, editable_mask=ids < 9, max_steps=6, output_trajectory=True)
+    output = model.generate_reflective(ids.to(dtype), editable_mask=ids < 9, max_steps=6, output_trajectory=True)
+    assert output.sequences.dtype == torch.long
+    assert torch.equal(output.trajectory.states, expected.trajectory.states)
+    with torch.no_grad():
+        assert torch.equal(model(ids.to(dtype)).logits, model(ids).logits)
 
 
 def test_a_model_without_a_mask_id_is_refused_before_any_forward() -> None:

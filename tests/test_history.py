@@ -92,13 +92,31 @@ def test_vectors(vectors: Callable[[str], Any], case: int) -> None:
 def test_three_forms_agree_over_64_steps(
     decay: float, rotation: bool, runs: list[tuple[int, int]], base: float
 ) -> None:
+    """Under any decay, as the network reads them: of root mean square 1. (A sum of 64 equal states is large.)"""
     states = [token for token, length in runs for _ in range(length)][:64]
     table = nn.Embedding.from_pretrained(torch.randn(7, 8, generator=torch.Generator().manual_seed(1)))
-    reference = HistoryReference(decay, rotation, base)
+    reference = HistoryReference(decay, rotation, base, norm="rms", eps=1e-30)
     expected = accumulate(table.weight[states].double(), decay, rotation, base)
-    scale = max(1.0, float(expected.abs().max()))
-    for value in (recurrence(reference, table.weight[states]), by_segments(reference, states, table)):
-        assert float((value - expected).abs().max()) <= 1e-5 * scale
+    expected = expected / expected.square().mean().sqrt()
+    current = table.weight[states[-1]]
+    by_recurrence, closed = recurrence(reference, table.weight[states]), by_segments(reference, states, table)
+    read = [reference.normalise(value, current).double() for value in (by_recurrence, closed)]
+    for value, other in ((read[0], expected), (read[1], expected), (read[0], read[1])):
+        assert float((value - other).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("rotation", [True, False])
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_the_sums_themselves_agree_to_1e_5_over_64_steps(decay: float, rotation: bool) -> None:
+    """Up to the decay that is the default, without a scale; one token all along makes the largest sums."""
+    table = nn.Embedding.from_pretrained(torch.randn(7, 8, generator=torch.Generator().manual_seed(1)))
+    reference, random = HistoryReference(decay, rotation), torch.Generator().manual_seed(2)
+    paths = [[token] * 64 for token in range(7)] + torch.randint(0, 7, (20, 64), generator=random).tolist()
+    for states in paths:
+        expected = accumulate(table.weight[states].double(), decay, rotation)
+        by_recurrence, closed = recurrence(reference, table.weight[states]), by_segments(reference, states, table)
+        for value, other in ((by_recurrence, expected), (closed, expected), (by_recurrence, closed)):
+            assert float((value.double() - other).abs().max()) <= 1e-5
 
 
 def test_padded_runs_change_nothing() -> None:
@@ -246,9 +264,16 @@ def test_scope_editable_without_a_mask_is_refused() -> None:
         model(torch.zeros(1, 3, dtype=torch.long))
     # Whether history is read decides, not how the model was made.
     assert model(torch.zeros(1, 3, dtype=torch.long), use_history=False).history is None
-    off = wrapped(history_scope="editable", history=False)
-    with pytest.raises(ValueError, match="editable_mask"):
-        off(torch.zeros(1, 3, dtype=torch.long), use_history=True)
+
+
+def test_a_history_that_no_weight_ever_read_is_refused() -> None:
+    """In a forward pass and in decoding; what is no bool is not taken for True."""
+    off = wrapped(history=False)
+    for call in (off, off.generate_reflective):
+        with pytest.raises(ValueError, match=r"`use_history` is True.*from_backbone\(\.\.\., history=True\)"):
+            call(torch.zeros(1, 3, dtype=torch.long), use_history=True)
+        with pytest.raises(ValueError, match="`use_history` is 'no': pass "):
+            call(torch.zeros(1, 3, dtype=torch.long), use_history="no")
 
 
 # Precision
@@ -366,7 +391,18 @@ def test_rows_of_a_state_can_be_taken_apart_and_joined() -> None:
     joined = HistoryState.cat(parts)
     assert torch.equal(joined.accumulator, state.accumulator)
     assert torch.equal(joined.steps, state.steps)
+    assert joined.frozen is None
     assert not joined.detach().accumulator.requires_grad
+
+
+def test_what_is_frozen_stays_so_in_a_joined_memory() -> None:
+    """Rows of which some have finished blocks: their memory must stand in the next step."""
+    free = HistoryState(torch.randn(1, 3, 4), torch.tensor([2]))
+    held = HistoryState(torch.randn(2, 3, 4), torch.tensor([1, 1]), torch.tensor([[1, 0, 0], [0, 1, 1]]) > 0)
+    joined = HistoryState.cat([free, held])
+    assert joined.frozen.tolist() == [[False] * 3, [True, False, False], [False, True, True]]
+    after = HistoryReference().advance(joined, torch.ones(3, 3, 4)).accumulator
+    assert torch.equal((after == joined.accumulator).all(-1), joined.frozen)
 
 
 def test_a_batch_may_mix_memories_and_segments() -> None:

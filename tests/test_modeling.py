@@ -1,16 +1,18 @@
 """RMForMaskedDiffusion: wrapping, saving, position groups, and what its calls refuse."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import BACKBONES, bert, grid, grid_model, llama, wrapped
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
-from hf_rm import ReflectiveGenerationConfig, RMConfig, RMForMaskedDiffusion
+from hf_rm import HistorySegments, HistoryState, ReflectiveGenerationConfig, RMConfig, RMForMaskedDiffusion
 
 
 def random_ids(*shape: int, vocab_size: int = 11, seed: int = 0) -> torch.Tensor:
@@ -60,6 +62,12 @@ def test_a_backbone_without_a_mask_id_is_refused() -> None:
         RMForMaskedDiffusion.from_backbone(llama())
     with pytest.raises(ValueError, match="mask_token_id.*11"):
         RMForMaskedDiffusion.from_backbone(llama(), mask_token_id=11)
+
+
+@pytest.mark.parametrize("name", ["histroy_decay", "dtype", "policy_layers"])
+def test_an_argument_that_nobody_reads_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Unknown argument.*'{name}'.*history_decay.*backbone_kwargs"):
+        RMForMaskedDiffusion.from_backbone(llama(), mask_token_id=0, **{name: 0.5})
 
 
 @pytest.mark.parametrize("name", ["NoSuchForMaskedLM", "LlamaConfig", "__version__", None])
@@ -133,6 +141,28 @@ def test_a_truncated_weight_file_is_named(tmp_path: Path) -> None:
         for auto in (AutoModel, RMForMaskedDiffusion):
             with pytest.raises(OSError, match="model.safetensors.*truncated"):
                 auto.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("auto", [AutoModel, RMForMaskedDiffusion])
+def test_a_tensor_that_is_not_there_is_named(tmp_path: Path, auto: Any) -> None:
+    grid_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if k != "position_group_embeddings.weight"}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(OSError, match="missing keys for RMForMaskedDiffusion: position_group_embeddings.weight"):
+        auto.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 30])
+def test_a_truncated_generation_config_is_not_an_absent_one(tmp_path: Path, left: int) -> None:
+    model = wrapped()
+    model.generation_config = ReflectiveGenerationConfig(editable="all", max_steps=7)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(file.read_text()[:left])
+    with pytest.raises(OSError, match=r"generation_config\.json.*not a valid JSON file\. Copy it again, or delete it"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 # Position groups
@@ -209,7 +239,44 @@ def test_loss_is_the_mean_over_labels() -> None:
     assert model(ids).loss is None
 
 
+IDS = torch.ones(2, 9, dtype=torch.long)
+
+
+def memory(rows: int = 2, length: int = 9, width: int = 16, **changes: torch.Tensor) -> HistoryState:
+    return replace(HistoryState.empty(rows, length, width), **changes)
+
+
+def runs(ids: tuple[int, ...] = (2, 9, 3), lags: tuple[int, ...] = (2, 9, 4)) -> HistorySegments:
+    return HistorySegments(torch.ones(ids, dtype=torch.long), torch.ones(lags, dtype=torch.long))
+
+
 BAD = {
+    "bools": ({"input_ids": IDS > 0}, "`input_ids` is torch.bool"),
+    "floats": ({"input_ids": IDS.float()}, "`input_ids` is torch.float32"),
+    "a list": ({"input_ids": IDS.tolist()}, "`input_ids` is list"),
+    "an id past the vocabulary": ({"input_ids": IDS * 11}, "`input_ids` holds 11, outside the vocabulary of 11"),
+    "a negative id": ({"input_ids": -IDS}, "`input_ids` holds -1"),
+    "a padding mask of another length": ({"attention_mask": torch.ones(2, 8)}, r"`attention_mask` is .*\(2, 8\)"),
+    "a padding mask of another batch": ({"attention_mask": torch.ones(1, 9)}, r"`attention_mask` is .*\(1, 9\)"),
+    "who sees whom, of another length": ({"attention_mask": torch.ones(2, 1, 8, 9) > 0}, "`attention_mask`"),
+    "an editable mask of another length": ({"editable_mask": torch.ones(2, 8) > 0}, r"`editable_mask` is .*\(2, 8\)"),
+    "an editable mask of numbers": ({"editable_mask": torch.ones(2, 9)}, "`editable_mask` is torch.float32.* bool"),
+    "a history of other rows": ({"history": memory(rows=3)}, "`history` has 3 rows and `input_ids` 2"),
+    "a history of another length": ({"history": memory(length=8)}, r"`history.accumulator` has shape \(2, 8, 16\)"),
+    "a history of another width": ({"history": memory(width=8)}, r"`history.accumulator` has shape \(2, 9, 8\)"),
+    "steps of other rows": ({"history": memory(steps=torch.ones(3))}, r"`history.steps` has shape \(3,\)"),
+    "frozen of another length": ({"history": memory(frozen=torch.ones(2, 8) > 0)}, "`history.frozen`"),
+    "segments of other rows": ({"history": runs((3, 9, 3), (3, 9, 4))}, "`history` has 3 rows"),
+    "segments of another length": ({"history": runs((2, 8, 3), (2, 8, 4))}, r"`history.ids` has shape \(2, 8, 3\)"),
+    "as many lags as segments": ({"history": runs(lags=(2, 9, 3))}, r"`history.lags` .*: pass \(2, 9, 4\)"),
+    "segments without a batch": ({"history": runs((9, 3), (9, 4))}, "`history.ids`"),
+    "a list of too many rows": ({"history": [memory(1), runs()]}, "`history` has 3 rows"),
+    "a list of too few": ({"history": [memory(1)]}, "`history` has 1 rows"),
+    "no history": ({"history": [torch.zeros(2, 9, 16)]}, "`history` is a Tensor"),
+    "labels of floats": ({"labels": torch.zeros(2, 9)}, "`labels` is torch.float32"),
+    "labels past the vocabulary": ({"labels": IDS * 11}, "`labels` holds 11, outside the vocabulary of 11"),
+    "negative labels but -100": ({"labels": -IDS}, "`labels` holds -1, outside"),
+    "no label at all": ({"labels": IDS * -100}, "`labels` is -100 everywhere"),
     "labels of the wrong length": ({"labels": torch.zeros(2, 8, dtype=torch.long)}, "labels"),
     "labels of the wrong rank": ({"labels": torch.zeros(9, dtype=torch.long)}, "labels"),
     "a row without a batch": ({"input_ids": torch.zeros(9, dtype=torch.long)}, "input_ids"),
@@ -228,6 +295,22 @@ def test_bad_calls_are_refused_before_the_backbone_runs(case: str) -> None:
     model.model.register_forward_pre_hook(forbidden)
     with pytest.raises(ValueError, match=message):
         model(**{"input_ids": torch.zeros(2, 9, dtype=torch.long), **arguments})
+
+
+def test_the_good_arguments_of_the_bad_cases_do_run() -> None:
+    model, many = grid_model(), torch.ones(2, 1, 9, 9, dtype=torch.bool)
+    model(IDS, IDS, history=memory(frozen=IDS > 5), editable_mask=IDS > 0, labels=IDS)
+    wrapped()(IDS, many, history=[memory(1), runs((1, 9, 3), (1, 9, 4))])
+    # A batch without a label is a share of nothing, where the whole is counted elsewhere.
+    assert model(IDS, labels=IDS * -100, num_items_in_batch=3).loss == 0
+
+
+def test_an_accelerator_is_not_waited_for() -> None:
+    """On a device that cannot say what a tensor holds, shapes are checked and values are not."""
+    ids, model = IDS.to("meta"), wrapped().to("meta")
+    with pytest.raises(ValueError, match="`labels`"):
+        model(ids, labels=ids[:, 1:])
+    assert model(ids, labels=ids).loss.device.type == "meta"
 
 
 def test_another_length_than_the_groups_is_refused_when_decoding() -> None:

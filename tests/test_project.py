@@ -155,6 +155,67 @@ def test_errors_name_extras_that_exist(metadata: Message) -> None:
     assert [path for extra, path in named if extra == "test"] == []  # users do not install the tests
 
 
+# Arrows point one way
+
+FLOORS = (("the flat core",), ("corruption", "backbones", "hub"), ("tasks", "training", "evaluation", "visualize"))
+ROOF = ("__init__", "cli")  # what users enter by: both name everything and import it when it is asked for
+
+
+def floor(module: str) -> int:
+    """How high a module of the package stands: 0 for the files directly under it."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    if name in ROOF:
+        return len(FLOORS)
+    return next((number for number, names in enumerate(FLOORS) if name in names), 0)
+
+
+def own_imports(path: Path) -> list[tuple[str, int]]:
+    """Modules of the package (and of this repository's scripts) that a file imports, wherever in it, with the line."""
+    found: list[tuple[str, int]] = []
+    package = relative(path).removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            # `from . import x` names modules; what `from .package import x` names stands no higher than the package.
+            names = [f"{module}.{alias.name}" for alias in node.names] if node.level and not node.module else [module]
+            found += [(name, node.lineno) for name in names]
+    return [(name, line) for name, line in found if name.split(".")[0] in {"hf_rm", "recipes", "benchmarks", "tests"}]
+
+
+def test_every_folder_stands_on_a_floor() -> None:
+    folders = {path.parent.name for path in (ROOT / "hf_rm").glob("*/__init__.py")}
+    assert folders == {name for names in FLOORS[1:] for name in names}
+
+
+def test_no_module_imports_upwards() -> None:
+    upwards, counted = [], 0
+    for path in sorted((ROOT / "hf_rm").rglob("*.py")):
+        module = relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for name, line in own_imports(path):
+            counted += 1
+            if not name.startswith("hf_rm") or floor(name) > floor(module):
+                upwards.append(f"{relative(path)}:{line} imports {name}")
+    assert counted > 300
+    assert upwards == []
+
+
+def test_an_import_upwards_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above means something: at the top, inside a function, with and without a name."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "hf_rm" / "corruption" / "pool.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from ..history import x\ndef f():\n    from .. import training\n    from ..tasks.math import y\n")
+    (tmp_path / "hf_rm" / "cli.py").write_text("import hf_rm.backbones\nimport recipes.math\n")
+    found = own_imports(file)
+    assert found == [("hf_rm.history", 1), ("hf_rm.training", 3), ("hf_rm.tasks.math", 4)]
+    assert [floor(name) > floor("hf_rm.corruption.pool") for name, _ in found] == [False, True, True]
+    assert own_imports(tmp_path / "hf_rm" / "cli.py") == [("hf_rm.backbones", 1), ("recipes.math", 2)]
+    assert (floor("hf_rm"), floor("hf_rm.cli"), floor("hf_rm.processes")) == (3, 3, 0)
+
+
 # What readers are told
 
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_rm import ReflectiveGenerationConfig
+from hf_rm.corruption.pool import eq1_next_state
 from hf_rm.generation_revision_rm import REVISION_RULES, RemaskLimits
 from hf_rm.generation_rm import reflective_rule
 from hf_rm.generation_rules_rm import (
     REVEAL_RULES,
     DenoisingStep,
     Schedule,
-    eq1_next_state,
     lowest_ranked,
     remask_advantage,
 )

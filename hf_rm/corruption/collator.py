@@ -23,13 +23,23 @@ class KeyedCollator:
     """
     Base of the collators whose draws depend on the seed, the epoch and the row's own key, and on nothing else.
 
-    A subclass is a dataclass with a `seed` and a `pad_token_id`.
+    A subclass is a dataclass with a `seed`, a `mask_token_id`, a `pad_token_id` and, where it draws wrong tokens, a
+    `proposal`.
+
+    Raises:
+        ValueError: for a proposal that may draw the mask.
     """
 
     seed: int
+    mask_token_id: int
     pad_token_id: int
 
     def __post_init__(self) -> None:
+        proposal: Proposal | None = getattr(self, "proposal", None)
+        if proposal is not None and proposal.may_draw(self.mask_token_id):
+            raise ValueError(
+                f"`proposal` may draw {self.mask_token_id}, the mask, as a wrong token: give the mask no weight."
+            )
         # Shared memory, so that loader workers forked before an epoch see its number.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
@@ -74,7 +84,8 @@ class RMDataCollator(KeyedCollator):
     `loss_weights` (B, N).
 
     Raises:
-        ValueError: for rates outside [0, 1], features without `input_ids` or `idx`, or a row with nothing editable.
+        ValueError: for rates outside [0, 1], a proposal of the mask, features without `input_ids` or `idx`, a row with
+            nothing editable, or with the mask as a target.
 
     Example:
         >>> from hf_rm.corruption import FixedProposal, PaperLaw, RMDataCollator
@@ -110,7 +121,7 @@ class RMDataCollator(KeyedCollator):
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         row_ids = [row_id(feature) for feature in features]
-        targets, real, editable = pad_rows(features, self.pad_token_id)
+        targets, real, editable = pad_rows(features, self.pad_token_id, self.mask_token_id)
         uniforms = self.uniforms(row_ids)
         corrupted = self._corrupted(uniforms, editable, targets)
         step = np.floor(uniforms.draw(1)[:, 0] * self.law.horizon).astype(np.int64)
@@ -168,12 +179,15 @@ def row_id(feature: dict[str, Any]) -> int | str:
     return feature["idx"]
 
 
-def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pad_rows(
+    features: Sequence[dict[str, Any]], pad_token_id: int, mask_token_id: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Rows of unequal lengths, padded on the right: (B, N) int64 targets, bool real positions, bool editable positions.
 
     Raises:
-        ValueError: for a row with nothing editable, or with a mask of another length.
+        ValueError: for a row with nothing editable, with a mask of another length, or with `mask_token_id` where it
+            says what is right.
     """
     longest = max(len(feature["input_ids"]) for feature in features)
     targets = np.full((len(features), longest), pad_token_id, dtype=np.int64)
@@ -193,5 +207,10 @@ def pad_rows(features: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.
         if not editable[row].any():
             raise ValueError(
                 f"row {feature['idx']!r} has nothing editable: drop it or mark positions in `editable_mask`."
+            )
+        if (targets[row, editable[row]] == mask_token_id).any():
+            raise ValueError(
+                f"row {feature['idx']!r} has the mask ({mask_token_id}) as a target: pass clean rows, or leave such "
+                "positions out of `editable_mask`."
             )
     return targets, real, editable

@@ -31,6 +31,11 @@ class Proposal(ABC):
             `(B, N, A)` int64, nowhere equal to the target.
         """
 
+    def may_draw(self, token_id: int) -> bool:
+        """Whether the law is known to have some weight on a token (the mask, which is no wrong token)."""
+        del token_id
+        return False
+
 
 class FixedProposal(Proposal):
     """
@@ -54,15 +59,25 @@ class FixedProposal(Proposal):
             raise ValueError(
                 f"`weights` {weights!r}: pass one non-negative weight a token id, at least two of them positive."
             )
+        self.law = law
         # Row v holds the cumulative law without v; drawing is then one search in a row.
         without = np.where(np.eye(len(law), dtype=bool), 0.0, law)
         self.cumulative = without.cumsum(1) / without.sum(1, keepdims=True)
         self.last = len(law) - 1 - (without[:, ::-1] > 0).argmax(1)
 
     def draw(self, uniforms: np.ndarray, targets: np.ndarray, row_ids: Sequence[int | str]) -> np.ndarray:
+        row = int(targets.max(-1).argmax())
+        if targets[row].max() >= len(self.law):
+            raise ValueError(
+                f"row {row_ids[row]!r} has the target {targets[row].max()}, and `weights` are those of "
+                f"{len(self.law)} ids: pass one weight for each id of the vocabulary."
+            )
         drawn = (uniforms[..., None] >= self.cumulative[targets][:, :, None, :]).sum(-1)
         # Rounding may leave the last cumulative weight a hair below 1.
         return np.minimum(drawn, self.last[targets][..., None])
+
+    def may_draw(self, token_id: int) -> bool:
+        return token_id < len(self.law) and bool(self.law[token_id] > 0)
 
 
 class UniformProposal(Proposal):
@@ -96,3 +111,6 @@ class UniformProposal(Proposal):
         # Step over the target's own place.
         drawn += inside[..., None] & (drawn >= place[..., None])
         return self.allowed[drawn]
+
+    def may_draw(self, token_id: int) -> bool:
+        return token_id in self.allowed

@@ -99,7 +99,7 @@ class RemaskSFTCollator(KeyedCollator):
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         row_ids = [row_id(feature) for feature in features]
-        targets, real, editable = pad_rows(features, self.pad_token_id)
+        targets, real, editable = pad_rows(features, self.pad_token_id, self.mask_token_id)
         uniforms = self.uniforms(row_ids)
         time, block = np.moveaxis(uniforms.draw(2), -1, 0)
         noisy, shown = self._block(block, editable, targets) if self.block_length else (editable, real)

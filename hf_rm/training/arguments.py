@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from transformers import TrainingArguments
 
+from ..corruption.collator import STARTS
 from ..corruption.laws import build_law
 from ..processes import meet_on_cpu
 from .losses import CLIPS
@@ -52,15 +55,27 @@ class MaskedTrainingArguments(TrainingArguments):
         if meet_on_cpu():
             self.use_cpu = True
         super().__post_init__()
-        if self.loss_chunk_rows is not None and self.loss_chunk_rows < 0:
-            raise ValueError(
-                f"`loss_chunk_rows` is {self.loss_chunk_rows}: pass a number of positions, 0 for no chunks, or None."
-            )
+        self._check_number("muon_learning_rate", 0.0, inf, "a learning rate, or None for AdamW alone")
+        self._check_number("max_length", 1, inf, "a number of tokens, or None for no limit")
+        self._check_number("loss_chunk_rows", 0, inf, "a number of positions, 0 for no chunks, or None")
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` is True: the collator needs `idx` and `editable_mask`; pass False."
             )
         refuse_pickled_states(self)
+
+    def _check_number(self, name: str, low: float, high: float, what: str) -> None:
+        """Raise a ValueError for an argument that is outside of [low, high]; None is what its default allows."""
+        value: Any = getattr(self, name)
+        if value is None and self.__dataclass_fields__[name].default is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"`{name}` is {value!r}: pass {what}.")
+
+    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"`{name}` is {value!r}: pass one of {', '.join(map(repr, choices))}.")
 
 
 @dataclass
@@ -129,7 +144,7 @@ class RMTrainingArguments(MaskedTrainingArguments):
         },
     )
     pool_fraction: float = field(
-        default=0.0, metadata={"help": "Share of each batch that comes from the on-policy pool (0: no pool)."}
+        default=0.0, metadata={"help": "Share of each step's rows that comes from the on-policy pool (0: no pool)."}
     )
     pool_start: str = field(
         default="draft",
@@ -143,24 +158,25 @@ class RMTrainingArguments(MaskedTrainingArguments):
         },
     )
     pool_start_step: int = field(default=0, metadata={"help": "Optimizer step at which the pool begins."})
-    pool_max_age: int = field(default=8, metadata={"help": "Steps a row stays in the pool at most."})
+    pool_max_age: int = field(default=8, metadata={"help": "Optimizer steps that a row stays in the pool at most."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         build_law(self.law, self.horizon, self.max_attempts)  # raises for what the law cannot do
-        if self.loss_clip not in CLIPS:
-            raise ValueError(f"`loss_clip` is {self.loss_clip!r}: pass one of {', '.join(map(repr, CLIPS))}.")
-        if self.reveal_weights not in ("uniform", "inverse"):
-            raise ValueError(f"`reveal_weights` is {self.reveal_weights!r}: pass 'uniform' or 'inverse'.")
-        if self.reveal_context not in ("any", "right"):
-            raise ValueError(f"`reveal_context` is {self.reveal_context!r}: pass 'any' or 'right'.")
-        if not 0.0 <= self.pool_fraction < 1.0:
-            raise ValueError(f"`pool_fraction` is {self.pool_fraction!r}: pass a share in [0, 1).")
-        if self.pool_reveal_threshold is not None and not 0.0 <= self.pool_reveal_threshold <= 1.0:
+        for name in ("min_corruption_rate", "max_corruption_rate", "full_corruption", "blank_rows"):
+            self._check_number(name, 0.0, 1.0, "a share from 0 to 1")
+        if self.min_corruption_rate > self.max_corruption_rate:
             raise ValueError(
-                f"`pool_reveal_threshold` is {self.pool_reveal_threshold!r}: pass a probability, or None for Eq. 1."
+                f"`min_corruption_rate` is {self.min_corruption_rate} and `max_corruption_rate` "
+                f"{self.max_corruption_rate}: pass a least share that is not above the greatest."
             )
-        if self.mask_row_batches < 0:
-            raise ValueError(f"`mask_row_batches` is {self.mask_row_batches}: pass a number of batches, or 0.")
-        if not self.edit_weight > 0:
-            raise ValueError(f"`edit_weight` is {self.edit_weight!r}: pass a positive number.")
+        self._check_choice("loss_clip", CLIPS)
+        self._check_choice("reveal_weights", ("uniform", "inverse"))
+        self._check_choice("reveal_context", ("any", "right"))
+        self._check_choice("pool_start", STARTS)
+        self._check_number("pool_fraction", 0.0, 1 - 1e-9, "a share in [0, 1)")
+        self._check_number("pool_reveal_threshold", 0.0, 1.0, "a probability, or None for Eq. 1")
+        self._check_number("pool_start_step", 0, inf, "a number of steps, or 0")
+        self._check_number("pool_max_age", 1, inf, "a number of steps")
+        self._check_number("mask_row_batches", 0, inf, "a number of batches, or 0")
+        self._check_number("edit_weight", 1e-9, inf, "a positive number")

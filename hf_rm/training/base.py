@@ -40,8 +40,8 @@ class MaskedTrainer(StagedCheckpoints, Trainer):
     """
     Base of the trainers of this package; see [`RMTrainer`] and [`MaskedSFTTrainer`].
 
-    Unlike plain `Trainer` it accepts a model by name, wraps datasets ([`RowDataset`]), takes a `peft_config`, and
-    saves and publishes as [`StagedCheckpoints`] says.
+    Unlike plain `Trainer` it wraps datasets ([`RowDataset`]), takes a `peft_config`, and saves, resumes and publishes
+    as [`StagedCheckpoints`] says.
     """
 
     _tag_names: tuple[str, ...] = ("hf_rm",)
@@ -49,7 +49,7 @@ class MaskedTrainer(StagedCheckpoints, Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: PreTrainedModel,
         args: MaskedTrainingArguments,
         data_collator: Any,
         train_dataset: Any = None,
@@ -59,7 +59,8 @@ class MaskedTrainer(StagedCheckpoints, Trainer):
         **kwargs: Any,
     ) -> None:
         # Data
-        wrap = lambda rows: None if rows is None else RowDataset(rows, processing_class, args.max_length)  # noqa: E731
+        about = (processing_class, args.max_length, model.config.vocab_size)
+        wrap = lambda rows: None if rows is None else RowDataset(rows, *about)  # noqa: E731
         super().__init__(
             # PEFT
             model=prepare_for_training(model, peft_config),

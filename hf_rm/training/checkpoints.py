@@ -1,8 +1,8 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
 """
-Checkpoints that are whole or not there: written to a staging folder, flushed, then renamed.
+Checkpoints that are whole or not there: written to a staging folder, listed, flushed, then renamed.
 
-Also how their weights are read back and told apart, and their arguments written without a pickle.
+Also how they are checked, their weights read back and told apart, and their arguments written without a pickle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -17,9 +19,12 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
 STAGING = ".staging"
+MANIFEST = "files.json"
+"""In a checkpoint: the name and size of every other file of it."""
 
 
 def publish_folder(staged: Path, final: Path) -> None:
@@ -37,6 +42,68 @@ def publish_folder(staged: Path, final: Path) -> None:
         os.replace(final, aside)
     os.replace(staged, final)
     _flush(final.parent)
+
+
+def list_files(folder: Path) -> None:
+    """Write down which files a finished folder has, for [`check_checkpoint`]."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    (folder / MANIFEST).write_text(json.dumps(sizes, indent=2))
+
+
+def check_checkpoint(folder: str | Path, needed: Sequence[str] = ()) -> None:
+    """
+    Refuse a checkpoint that is not whole: transformers leaves out what is missing, and trains on to other weights.
+
+    Args:
+        folder (`str` or `Path`): the checkpoint.
+        needed (sequence of `str`): patterns of files that have to be there, listed or not.
+
+    Raises:
+        OSError: for a file that is missing, of another size than it was written with, or unreadable; names the first.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "trainer_state.json").write_text("{}")
+        2
+        >>> list_files(folder); check_checkpoint(folder, ["*.json"])
+        >>> check_checkpoint(folder, ["optimizer.pt"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        OSError: optimizer.pt of the checkpoint ... is missing: resume from the checkpoint before it.
+    """
+    folder = Path(folder)
+    listed = folder / MANIFEST
+    sizes = {} if not listed.exists() or _is_damaged(listed) else json.loads(listed.read_text())
+    there = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for name in [*sizes, *(pattern for pattern in needed if not any(folder.glob(pattern)))]:
+        if name not in there:
+            raise _not_whole(folder, name, "is missing")
+    for name, path in there.items():
+        size = path.stat().st_size
+        if size != sizes.get(name, size):
+            change = f"has {size} bytes of {sizes[name]} (if you changed it on purpose, delete {MANIFEST})"
+            raise _not_whole(folder, name, change)
+        if _is_damaged(path):
+            raise _not_whole(folder, name, "cannot be read")
+
+
+def _not_whole(folder: Path, name: str, what: str) -> OSError:
+    return OSError(f"{name} of the checkpoint {folder} {what}: resume from the checkpoint before it.")
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file is not of the format that its name says, as far as a look at its ends can tell."""
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                pass
+        return path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path)
+    except (ValueError, SafetensorError):
+        return True
 
 
 def load_whole_weights(folder: str | Path | None, model: Any, accelerator: Accelerator) -> bool:

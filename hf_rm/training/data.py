@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -59,13 +60,17 @@ class RowDataset(Dataset):
         rows (sequence of dicts, a `datasets.Dataset` among them): the data.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): needed for texts.
         max_length (`int`, *optional*): longest sample.
+        vocab_size (`int`, *optional*): of the model: greater ids than it has are refused.
 
     Raises:
-        ValueError: for a dataset without length, an empty one, unknown columns, texts without a tokenizer, or (when
-            the row is read) a sample longer than `max_length`.
+        ValueError: for a dataset without length, an empty one, unknown columns, texts without a tokenizer; and when
+            the row is read (the first one's ids at once) for a sample longer than `max_length` and for ids outside the
+            vocabulary.
     """
 
-    def __init__(self, rows: Any, tokenizer: Any = None, max_length: int | None = None) -> None:
+    def __init__(
+        self, rows: Any, tokenizer: Any = None, max_length: int | None = None, vocab_size: int | None = None
+    ) -> None:
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise ValueError(
                 f"`train_dataset` is a {type(rows).__name__}: pass a map-style dataset, one with a length."
@@ -75,6 +80,7 @@ class RowDataset(Dataset):
         self.rows = rows
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.vocab_size = vocab_size
         self._check(rows[0])
 
     def __len__(self) -> int:
@@ -92,10 +98,23 @@ class RowDataset(Dataset):
                 f"row {sample['idx']!r} has {len(sample['input_ids'])} tokens, more than max_length={self.max_length}"
                 ": drop it or raise max_length."
             )
+        self._check_ids(sample["idx"], sample["input_ids"])
         return sample
+
+    def _check_ids(self, idx: int | str, input_ids: Any) -> None:
+        ids = np.asarray(input_ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"row {idx!r} has `input_ids` of {ids.dtype} {ids.shape}: pass one list of token ids.")
+        outside = ids[(ids < 0) | (ids >= (np.inf if self.vocab_size is None else self.vocab_size))]
+        if outside.size:
+            raise ValueError(
+                f"row {idx!r} has the id {outside[0]}, outside the model's vocabulary of {self.vocab_size}: tokenise "
+                "with the model's own tokenizer, or call resize_token_embeddings."
+            )
 
     def _check(self, row: dict[str, Any]) -> None:
         if "input_ids" in row:
+            self._check_ids(row.get("idx", 0), row["input_ids"])
             return
         if not ("messages" in row or {"prompt", "completion"} <= set(row)):
             raise ValueError(

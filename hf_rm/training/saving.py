@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""How every trainer of this package saves and publishes: whole checkpoints without pickles, repositories that load."""
+"""How every trainer of this package saves, resumes and publishes: whole checkpoints, repositories that load."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint, rotate_checkpoints
 
 from ..hub.publish import check_base
 from ..hub.trained import push_checkpoint, push_trained
-from .checkpoints import STAGING, load_whole_weights, publish_folder, replace_pickled_arguments
+from .checkpoints import (
+    STAGING,
+    check_checkpoint,
+    list_files,
+    load_whole_weights,
+    publish_folder,
+    replace_pickled_arguments,
+)
 
 # What it is mixed in before: a Trainer, whichever that is.
 _Trainer: Any = object
@@ -29,6 +37,18 @@ class StagedCheckpoints(_Trainer):
 
     _staging = False
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; but a checkpoint that is not whole is refused before anything of it is read."""
+        folder: Any = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            # Where the weights are spread over processes, so is the optimizer, in files of other names.
+            spread = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+            needed = () if spread else ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+            check_checkpoint(folder, ("trainer_state.json", *needed))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As in transformers; but whole weights are read as `from_pretrained` reads them, and none may be missing."""
         if not load_whole_weights(resume_from_checkpoint, self.model if model is None else model, self.accelerator):
@@ -43,7 +63,7 @@ class StagedCheckpoints(_Trainer):
         return {}
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
-        """Undo [`extra_state`]."""
+        """Undo [`extra_state`]; called where any process has saved some."""
 
     def _extra_state_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"extra_state_{self.args.process_index}.safetensors"
@@ -73,6 +93,7 @@ class StagedCheckpoints(_Trainer):
             if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(final)
                 self.state.save_to_json(str(staged / "trainer_state.json"))
+            list_files(staged)
             publish_folder(staged, final)
             shutil.rmtree(run_folder / STAGING, ignore_errors=True)
             rotate_checkpoints(
@@ -106,8 +127,9 @@ class StagedCheckpoints(_Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._extra_state_file(checkpoint).exists():
-            self.load_extra_state(load_file(self._extra_state_file(checkpoint)))
+        if checkpoint is not None and any(Path(checkpoint).glob("extra_state_*.safetensors")):
+            own = self._extra_state_file(checkpoint)
+            self.load_extra_state(load_file(own) if own.exists() else {})
 
 
 def refuse_pickled_states(args: Any) -> None:

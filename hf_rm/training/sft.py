@@ -43,7 +43,7 @@ class MaskedSFTCollator(KeyedCollator):
         super().__post_init__()
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        targets, real, editable = pad_rows(features, self.pad_token_id)
+        targets, real, editable = pad_rows(features, self.pad_token_id, self.mask_token_id)
         uniforms = self.uniforms([row_id(feature) for feature in features])
         rate = self.min_mask_rate + (1 - self.min_mask_rate) * uniforms.draw(1)
         masked = torch.from_numpy(editable & (uniforms.draw(targets.shape[1]) < rate))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from ..corruption import (
     build_law,
     oracle_labels,
 )
-from ..corruption.pool import reveal_confident
-from ..generation_rules_rm import eq1_next_state
+from ..corruption.pool import PoolRows, eq1_next_state, pool_places, reveal_confident
 from ..history import History, HistorySegments, HistoryState
 from .arguments import RMTrainingArguments
 from .base import MaskedTrainer, load_model
@@ -90,14 +89,13 @@ class RMTrainer(MaskedTrainer):
         if args.mask_row_batches:
             own_head(self.model)  # raises now, not after the data has been read
         # Pool
-        pool_rows = round(args.pool_fraction * args.per_device_train_batch_size)
-        if args.pool_fraction and not 0 < pool_rows < args.per_device_train_batch_size:
+        whole = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        if args.pool_fraction and not 0 < len(pool_places(args.pool_fraction, 0, whole)) < whole:
             raise ValueError(
-                f"`pool_fraction` is {args.pool_fraction} of a batch of {args.per_device_train_batch_size}: it leaves "
-                "no row on one of the two sides. Pass a larger batch or another fraction."
+                f"`pool_fraction` is {args.pool_fraction} of a batch of {whole}: it leaves no row on one of the two "
+                "sides. Pass a larger batch or another fraction."
             )
-        width = embedding_width(model.config.text_config)
-        self.pool = OnPolicyPool(pool_rows, width, args.pool_max_age) if pool_rows else None
+        self.pools = self._make_pools(embedding_width(model.config.text_config))
         self.loss_parts = LossParts()
         self.part_seconds: dict[str, dict[str, float]] = {}  # what the fit of the mask row took
 
@@ -124,41 +122,58 @@ class RMTrainer(MaskedTrainer):
         )
         fit_mask_row(self.model, batches, reduce=lambda sums: self.accelerator.reduce(sums, reduction="sum"))
 
+    def _make_pools(self, width: int) -> dict[int, OnPolicyPool]:
+        """A pool for each batch of a step that has places of it in this process, by the batch's number."""
+        args, pools = self.args, {}
+        for turn in range(args.gradient_accumulation_steps if args.pool_fraction else 0):
+            # As accelerate deals the sampler's batches out: one to each process, and again.
+            first = (turn * args.world_size + args.process_index) * args.train_batch_size
+            places = pool_places(args.pool_fraction, first, args.train_batch_size)
+            if places:
+                pools[turn] = OnPolicyPool(places, width, args.pool_max_age)
+        return pools
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """As in transformers; but the pool's rows take their places, before the labels of the step are counted."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.pool_fraction and batches and self.state.global_step >= self.args.pool_start_step:
+            batches = [self._with_pool(self.pools.get(turn), batch) for turn, batch in enumerate(batches)]
+            count = self._get_num_items_in_batch(batches, device)
+        return batches, count
+
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The weighted, clipped cross-entropy of a batch, part of which comes from the pool once that has begun."""
-        pool = self._pool_for(inputs) if model.training else None
-        history: History | list[History]
-        batch, history = (inputs, _segments(inputs)) if pool is None else self._with_pool(pool, inputs)
-        labels = batch["labels"]
+        """The weighted, clipped cross-entropy of a batch, in which some rows may be the pool's."""
+        pool: OnPolicyPool | None = inputs.get("pool")
+        labels = inputs["labels"]
         outputs, (per_position, best, *following) = self._forward(
             model,
             labels,
-            self._reader(batch, pool),
+            self._reader(inputs, pool),
             return_outputs,
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            editable_mask=batch["editable_mask"],
-            history=history,
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            editable_mask=inputs["editable_mask"],
+            history=_segments(inputs) if pool is None else inputs["history"],
         )
-        weights = batch["loss_weights"].flatten() if "loss_weights" in batch else 1.0
+        weights = inputs["loss_weights"].flatten() if "loss_weights" in inputs else 1.0
         if self.args.reveal_weights == "inverse":
-            weights = weights * reveal_weights(batch["input_ids"], labels, self.mask_token_id).flatten()
+            weights = weights * reveal_weights(inputs["input_ids"], labels, self.mask_token_id).flatten()
         if self.args.reveal_context == "right":
-            weights = weights * right_context(batch["input_ids"], labels, self.mask_token_id).flatten()
-        if num_items_in_batch is not None and pool is not None:
-            # The Trainer counted the labels of the rows that came out of the loader; the pool replaced some of them.
-            num_items_in_batch = num_items_in_batch * _count(labels) / _count(inputs["labels"])
+            weights = weights * right_context(inputs["input_ids"], labels, self.mask_token_id).flatten()
         loss = self._normalise((per_position * weights).sum(), labels, num_items_in_batch)
         if model.training:
-            self.loss_parts.add(batch["input_ids"], labels, best, per_position, self.mask_token_id)
+            self.loss_parts.add(inputs["input_ids"], labels, best, per_position, self.mask_token_id)
         if pool is not None:
-            self._advance_pool(pool, outputs.history, *(column.view_as(labels) for column in following))
+            following = [column.view_as(labels) for column in following]
+            self._advance_pool(pool, inputs["pool_rows"], outputs.history, *following)
         return (loss, {"loss": loss, "logits": outputs.logits}) if return_outputs else loss
 
     def _reader(self, batch: dict[str, Tensor], pool: OnPolicyPool | None) -> Callable[[Tensor, Any], Any]:
@@ -182,50 +197,76 @@ class RMTrainer(MaskedTrainer):
 
         return read
 
-    def _pool_for(self, inputs: dict[str, Tensor]) -> OnPolicyPool | None:
-        """The pool, once it has begun, for a batch with more rows than it has: a last, short one is left as it is."""
-        begun = self.state.global_step >= self.args.pool_start_step
-        return self.pool if begun and self.pool is not None and len(inputs["input_ids"]) > self.pool.size else None
-
-    def _with_pool(self, pool: OnPolicyPool, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[History]]:
-        """The batch with its last rows replaced by the pool's; what they would have been refills the pool."""
-        synthetic = len(inputs["input_ids"]) - pool.size
-        first = {name: value[:synthetic] for name, value in inputs.items()}
-        last = {name: value[synthetic:] for name, value in inputs.items()}
-        weights = last.get("loss_weights", torch.ones_like(last["start_ids"], dtype=torch.float32))
+    def _with_pool(self, pool: OnPolicyPool | None, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """The batch with the pool's rows, behind all others, instead of those in their places, which refill it."""
+        inputs = self._prepare_inputs(inputs)
+        number = range(len(inputs["input_ids"]))
+        places = [] if pool is None else [place for place in pool.places if place in number]
+        if pool is None or not places:
+            return inputs
+        others = sorted({*number} - {*places})
+        first = {name: value[others] for name, value in inputs.items()}
+        offered = {name: value[places] for name, value in inputs.items()}
+        weights = offered.get("loss_weights", torch.ones_like(offered["start_ids"], dtype=torch.float32))
         rows = pool.refill(
-            last["start_ids"], last["target_ids"], last["editable_mask"], last["attention_mask"], weights
+            offered["start_ids"], offered["target_ids"], offered["editable_mask"], offered["attention_mask"], weights
         )
-        pooled = {
+        pooled = self._pool_inputs(rows)
+        # The collator's weights are those of the positions that a row's start has wrong: kept while the row lives.
+        pooled = {name: value for name, value in pooled.items() if name in first}
+        first = {name: _lengthened(name, value, rows.ids.shape[1]) for name, value in first.items()}
+        batch: dict[str, Any] = {name: torch.cat((first[name], pooled[name])) for name in pooled}
+        history: list[History] = [_segments(first), rows.history] if others else [rows.history]
+        return {**batch, "history": history, "pool": pool, "pool_rows": rows}
+
+    def _pool_inputs(self, rows: PoolRows) -> dict[str, Tensor]:
+        """What a batch holds of rows of the pool."""
+        return {
             "input_ids": rows.ids,
             "attention_mask": rows.attention_mask,
             "editable_mask": rows.editable,
             "labels": oracle_labels(rows.ids, rows.target, rows.editable, self.mask_token_id),
+            "loss_weights": rows.weights,
         }
-        first = {name: _lengthened(name, value, rows.ids.shape[1]) for name, value in first.items()}
-        if "loss_weights" in first:
-            # The collator's weights are those of the positions that a row's start has wrong: kept while the row lives.
-            pooled["loss_weights"] = rows.weights
-        batch = {name: torch.cat((first[name], pooled[name])) for name in pooled}
-        return batch, [_segments(first), rows.history]
 
     @torch.no_grad()
     def _advance_pool(
-        self, pool: OnPolicyPool, history: HistoryState | None, following: Tensor, confidence: Tensor | None = None
+        self,
+        pool: OnPolicyPool,
+        rows: PoolRows,
+        history: HistoryState | None,
+        following: Tensor,
+        confidence: Tensor | None = None,
     ) -> None:
-        rows, count = pool.active_rows(), pool.size
-        following = torch.where(rows.editable, following[-count:], rows.ids)
+        last = slice(-len(rows.ids), None)
+        following = torch.where(rows.editable, following[last], rows.ids)
         if confidence is not None:
             least = self.args.pool_reveal_threshold
-            following = reveal_confident(rows.ids, following, confidence[-count:], self.mask_token_id, least)
-        pool.advance(following, None if history is None else history.select(slice(-count, None)))
+            following = reveal_confident(rows.ids, following, confidence[last], self.mask_token_id, least)
+        pool.advance(following, None if history is None else history.select(last))
 
     def extra_state(self) -> dict[str, Tensor]:
-        return {} if self.pool is None else self.pool.state_dict()
+        return {
+            f"{turn}.{name}": value for turn, pool in self.pools.items() for name, value in pool.state_dict().items()
+        }
 
     def load_extra_state(self, tensors: dict[str, Tensor]) -> None:
-        if self.pool is not None:
-            self.pool.load_state_dict({name: value.to(self.args.device) for name, value in tensors.items()})
+        """
+        Take the pool up again.
+
+        Raises:
+            ValueError: for the state of another pool: bit for bit a run goes on only as it was launched.
+        """
+        saved = {int(name.partition(".")[0]) for name in tensors}
+        if self.pools and not (saved and saved <= self.pools.keys()):
+            raise ValueError(
+                f"the checkpoint has the pool rows of batches {sorted(saved)} of a step for process "
+                f"{self.args.process_index}, which has some in {sorted(self.pools)}: resume with the processes, the "
+                "accumulation steps and the `pool_fraction` of its training."
+            )
+        for turn, pool in self.pools.items():
+            own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{turn}.")}
+            pool.load_state_dict({name: value.to(self.args.device) for name, value in own.items()})
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the three losses and accuracies to the training logs, summed over all processes."""
@@ -258,7 +299,3 @@ def _lengthened(name: str, value: Tensor, length: int) -> Tensor:
 
 def _segments(inputs: dict[str, Tensor]) -> HistorySegments:
     return HistorySegments(inputs["history_ids"], inputs["history_lags"])
-
-
-def _count(labels: Tensor) -> Tensor:
-    return (labels != -100).sum()

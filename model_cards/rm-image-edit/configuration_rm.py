@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -78,57 +79,43 @@ class RMConfig(PreTrainedConfig):
     sub_configs = {"text_config": AutoConfig}
     has_no_defaults_at_init = True
 
-    def __init__(
-        self,
-        text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        backbone_class: str | None = None,
-        mask_token_id: int | None = None,
-        suppressed_token_ids: Sequence[int] | None = None,
-        history: bool = True,
-        history_decay: float = 0.9,
-        history_rotation: bool = True,
-        history_base: float = 10000.0,
-        history_norm: str = "match",
-        history_eps: float = 1e-8,
-        history_scope: str = "all",
-        position_groups: Sequence[Sequence[int]] | None = None,
-        attention_groups: Sequence[int | None] | None = None,
-        backbone_positions: bool = True,
-        logits_shift: bool = False,
-        attention_block_length: int | None = None,
-        attention_block_start: str = "sequence",
-        trained_to_remask: bool | None = None,
-        backbone_name: str | None = None,
-        backbone_revision: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(text_config, dict):
-            text_config = _config_from_dict(text_config)
-        self.text_config: Any = text_config
-        self.backbone_class = backbone_class or next(iter(getattr(text_config, "architectures", None) or ()), None)
-        self.mask_token_id = mask_token_id
-        self.suppressed_token_ids = None if suppressed_token_ids is None else [int(i) for i in suppressed_token_ids]
-        self.history = history
-        self.history_decay = history_decay
-        self.history_rotation = history_rotation
-        self.history_base = history_base
-        self.history_norm = history_norm
-        self.history_eps = history_eps
-        self.history_scope = history_scope
-        self.position_groups = None if position_groups is None else [list(map(int, g)) for g in position_groups]
-        self.attention_groups = None if attention_groups is None else list(attention_groups)
-        self.backbone_positions = backbone_positions
-        self.logits_shift = logits_shift
-        self.attention_block_length = attention_block_length
-        self.attention_block_start = attention_block_start
-        self.trained_to_remask = trained_to_remask
-        self.backbone_name = backbone_name
-        self.backbone_revision = backbone_revision
-        super().__init__(**kwargs)
+    text_config: Any = None
+    backbone_class: str | None = None
+    mask_token_id: int | None = None
+    suppressed_token_ids: Sequence[int] | None = None
+    history: bool = True
+    history_decay: float = 0.9
+    history_rotation: bool = True
+    history_base: float = 10000.0
+    history_norm: str = "match"
+    history_eps: float = 1e-8
+    history_scope: str = "all"
+    position_groups: Sequence[Sequence[int]] | None = None
+    attention_groups: Sequence[int | None] | None = None
+    backbone_positions: bool = True
+    logits_shift: bool = False
+    attention_block_length: int | None = None
+    attention_block_start: str = "sequence"
+    trained_to_remask: bool | None = None
+    backbone_name: str | None = None
+    backbone_revision: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            self.text_config = _config_from_dict(self.text_config)
+        architectures = getattr(self.text_config, "architectures", None) or (None,)
+        self.backbone_class = self.backbone_class or architectures[0]
+        if self.suppressed_token_ids is not None:
+            self.suppressed_token_ids = [int(token) for token in self.suppressed_token_ids]
+        if self.position_groups is not None:
+            self.position_groups = [list(map(int, groups)) for groups in self.position_groups]
+        if self.attention_groups is not None:
+            self.attention_groups = list(self.attention_groups)
+        super().__post_init__(**kwargs)
         # The backbone's, repeated: PEFT reads it here to keep a tied head on the adapted embedding.
         inner = getattr(self.text_config, "get_text_config", lambda: None)()
         self.tie_word_embeddings = bool(getattr(inner, "tie_word_embeddings", False))
-        if text_config is not None:
+        if self.text_config is not None:
             self.check()
 
     @property
@@ -138,7 +125,10 @@ class RMConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise a ValueError that names the argument, its value and the remedy for whatever cannot work."""
-        check_mask_token(self.mask_token_id, self.vocab_size)
+        self.mask_token_id = check_mask_token(self.mask_token_id, self.vocab_size)
+        for name in ("history", "history_rotation", "backbone_positions", "logits_shift"):
+            _check_choice(self, name, (True, False))
+        _check_choice(self, "trained_to_remask", (True, False, None))
         _check_history(self)
         for token in self.suppressed_token_ids or ():
             if not 0 <= token < self.vocab_size:
@@ -147,6 +137,24 @@ class RMConfig(PreTrainedConfig):
                     f"from 0 to {self.vocab_size - 1}."
                 )
         _check_groups(self)
+
+
+def reads_history(config: Any, use_history: bool | None) -> bool:
+    """
+    Whether a model reads its history: as its configuration says, or not where `use_history` is False.
+
+    Raises:
+        ValueError: for what is no bool, and for True where the configuration, the wrapper's or a backbone's, has none.
+    """
+    own = getattr(config, "history", False)
+    if use_history is not None and not isinstance(use_history, bool):
+        raise ValueError(f"`use_history` is {use_history!r}: pass True, False or None.")
+    if use_history and not own:
+        raise ValueError(
+            "`use_history` is True, but this model has no history and never learned to read one: wrap its backbone "
+            "with RMForMaskedDiffusion.from_backbone(..., history=True) and train it, or leave use_history out."
+        )
+    return own if use_history is None else use_history
 
 
 def blocks_from_answer(config: Any) -> bool:
@@ -164,19 +172,23 @@ def _check_history(config: RMConfig) -> None:
     decay, width = config.history_decay, embedding_width(config.text_config)
     if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
         raise ValueError(f"`history_decay` is {decay!r}: pass a number in (0, 1] (1 forgets nothing, 0.9 is usual).")
-    if config.history_rotation and width % 2:
+    if config.history and config.history_rotation and width % 2:
         raise ValueError(
             f"`history_rotation` turns pairs of dimensions, but the embedding is {width} wide: pass "
             "history_rotation=False or a backbone of even width."
         )
     if not config.history_base > 0:
         raise ValueError(f"`history_base` is {config.history_base!r}: pass a positive number such as 10000.0.")
-    if config.history_norm not in HISTORY_NORMS:
-        raise ValueError(f"`history_norm` is {config.history_norm!r}: pass one of {', '.join(HISTORY_NORMS)}.")
+    _check_choice(config, "history_norm", HISTORY_NORMS)
     if not config.history_eps > 0:
         raise ValueError(f"`history_eps` is {config.history_eps!r}: pass a small positive number such as 1e-8.")
-    if config.history_scope not in HISTORY_SCOPES:
-        raise ValueError(f"`history_scope` is {config.history_scope!r}: pass one of {', '.join(HISTORY_SCOPES)}.")
+    _check_choice(config, "history_scope", HISTORY_SCOPES)
+
+
+def _check_choice(config: RMConfig, name: str, choices: Sequence[Any]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}: pass one of {', '.join(map(str, choices))}.")
 
 
 def check_mask_token(mask_token_id: int | None, vocab_size: int) -> int:
@@ -186,12 +198,13 @@ def check_mask_token(mask_token_id: int | None, vocab_size: int) -> int:
             "`mask_token_id` is None: pass the id of the mask token that the model was trained with (LLaDA-8B: "
             "126336)."
         )
-    if isinstance(mask_token_id, bool) or not isinstance(mask_token_id, int) or not 0 <= mask_token_id < vocab_size:
+    integral = isinstance(mask_token_id, Integral) and not isinstance(mask_token_id, bool)
+    if not integral or not 0 <= mask_token_id < vocab_size:
         raise ValueError(
-            f"`mask_token_id` is {mask_token_id!r}, outside the vocabulary of {vocab_size}: pass an id from 0 to "
-            f"{vocab_size - 1}, or resize the embeddings first."
+            f"`mask_token_id` is {mask_token_id!r}, outside the vocabulary of {vocab_size}: pass an integer from 0 "
+            f"to {vocab_size - 1}, or resize the embeddings first."
         )
-    return mask_token_id
+    return int(mask_token_id)
 
 
 def _check_groups(config: RMConfig) -> None:
@@ -201,10 +214,7 @@ def _check_groups(config: RMConfig) -> None:
         raise ValueError(
             f"`attention_block_length` is {block_length!r}: pass a positive integer, or None for full attention."
         )
-    if config.attention_block_start not in BLOCK_STARTS:
-        raise ValueError(
-            f"`attention_block_start` is {config.attention_block_start!r}: pass one of {', '.join(BLOCK_STARTS)}."
-        )
+    _check_choice(config, "attention_block_start", BLOCK_STARTS)
     if block_length is not None and attention_groups is not None:
         raise ValueError("`attention_block_length` and `attention_groups` are both given: pass one of them.")
     if position_groups is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .generation_config_rm import ReflectiveGenerationConfig
 from .heads_rm import answer_start
+from .vocabulary_rm import described, token_ids
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Canvas:
         rank (`Tensor` (B, N), long): which of its row's editable positions a position is, from 0.
         windows (`Tensor` (B, K, A), long): the positions of each block, in order; N fills short ones up.
         whole (`bool`): one block that is the whole canvas: nothing has to be gathered.
+        num_blocks (`Tensor` (B,), long): blocks of each row.
     """
 
     ids: Tensor
@@ -36,11 +38,7 @@ class Canvas:
     rank: Tensor
     windows: Tensor
     whole: bool
-
-    @property
-    def num_blocks(self) -> Tensor:
-        """(B,) blocks of each row."""
-        return self.blocks.amax(-1) + 1
+    num_blocks: Tensor
 
 
 def build_canvas(
@@ -90,7 +88,8 @@ def build_canvas(
     windows = _windows(blocks, rank)
     places = torch.arange(ids.shape[1], device=ids.device)
     whole = windows.shape[1] == 1 and windows.shape[2] == len(places) and bool((windows == places).all())
-    return Canvas(ids, None if attention_mask is None else real.long(), editable, blocks, rank, windows, whole)
+    padding = None if attention_mask is None else real.long()
+    return Canvas(ids, padding, editable, blocks, rank, windows, whole, blocks.amax(-1) + 1)
 
 
 def _windows(blocks: Tensor, rank: Tensor) -> Tensor:
@@ -154,6 +153,12 @@ def row_keys(
 
     A row's numbers are hashes of (key, step, position): no generator is touched again, and no neighbour can matter.
     """
+    for one in generator if isinstance(generator, Sequence) else [generator]:
+        if one is not None and not isinstance(one, torch.Generator):
+            raise ValueError(
+                f"`generator` is {generator!r}: pass a torch.Generator (torch.Generator().manual_seed(42)), or a list "
+                "of them, one per row."
+            )
     if isinstance(generator, Sequence) and len(generator) != batch:
         raise ValueError(f"`generator` holds {len(generator)} generators for {batch} rows: pass one per row.")
     if not draws:  # greedy decoding moves nobody's random numbers
@@ -167,25 +172,29 @@ def row_keys(
 
 def check_inputs(
     input_ids: Any, attention_mask: Any, editable_mask: Any, config: ReflectiveGenerationConfig, vocab_size: int
-) -> None:
-    """Raise a ValueError that names the first tensor that cannot work, what it is and the remedy."""
-    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
-        raise ValueError(f"`input_ids` is {_shape(input_ids)}: pass a (batch, length) tensor of token ids.")
-    if input_ids.shape[0] == 0:
+) -> Tensor:
+    """The input ids, long; a ValueError names the first tensor that cannot work, what it is and the remedy."""
+    input_ids = token_ids("input_ids", input_ids, vocab_size)
+    batch, length = input_ids.shape
+    if batch == 0:
         raise ValueError("`input_ids` is an empty batch: pass at least one row.")
-    outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
-    if len(outside):
+    check_entries("attention_mask", attention_mask, (batch, length))
+    check_entries("editable_mask", editable_mask, (batch, length), (batch, length + (config.max_new_tokens or 0)))
+    return input_ids
+
+
+_MEANING = {"attention_mask": "0 for padding", "editable_mask": "True where it may change", "labels": "-100 for none"}
+
+
+def check_entries(name: str, value: Any, *shapes: tuple[int, ...]) -> None:
+    """Raise a ValueError for a tensor of none of these shapes, and for an editable mask that is not bool."""
+    boolean = name == "editable_mask" and getattr(value, "dtype", None) != torch.bool
+    if value is not None and (boolean or getattr(value, "shape", None) not in shapes):
+        kind = "bool tensor" if name == "editable_mask" else "tensor"
         raise ValueError(
-            f"`input_ids` holds {int(outside[0])}, outside the vocabulary of {vocab_size}: pass the ids of this "
-            "model's own tokenizer."
+            f"`{name}` is {described(value)}: pass a {kind} of shape {' or '.join(map(str, dict.fromkeys(shapes)))}, "
+            f"one entry a token, {_MEANING[name]}."
         )
-    if attention_mask is not None and _shape(attention_mask) != input_ids.shape:
-        raise ValueError(
-            f"`attention_mask` is {_shape(attention_mask)} and `input_ids` {tuple(input_ids.shape)}: pass one entry a "
-            "token, 0 for padding."
-        )
-    if editable_mask is not None:
-        _check_editable_mask(editable_mask, input_ids, config.max_new_tokens or 0)
 
 
 def check_length(length: int, model_config: Any) -> None:
@@ -198,20 +207,3 @@ def check_length(length: int, model_config: Any) -> None:
             f"the canvas is {length} positions long (`input_ids` and `max_new_tokens` together), the model's context "
             f"{limit}: pass a shorter prompt or fewer new tokens."
         )
-
-
-def _check_editable_mask(editable_mask: Any, input_ids: Tensor, new: int) -> None:
-    if not isinstance(editable_mask, Tensor) or editable_mask.dtype != torch.bool:
-        given = editable_mask.dtype if isinstance(editable_mask, Tensor) else type(editable_mask).__name__
-        raise ValueError(f"`editable_mask` is {given}: pass a bool tensor, True where a token may change.")
-    batch, length = input_ids.shape
-    if editable_mask.shape not in {(batch, length), (batch, length + new)}:
-        raise ValueError(
-            f"`editable_mask` has shape {tuple(editable_mask.shape)} for `input_ids` of {tuple(input_ids.shape)}: "
-            "pass one entry a token (the appended canvas may be included)."
-        )
-
-
-def _shape(value: Any) -> tuple[int, ...] | str:
-    """The shape of a tensor, the type's name of anything else: for error messages."""
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

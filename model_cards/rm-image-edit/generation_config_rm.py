@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import GenerationConfig
@@ -23,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": 1,
     # which masks are revealed
     "reveal": "all",
-    "reveal_threshold": 0.9,
+    "reveal_threshold": None,
     "reveal_factor": 1.0,
     "min_reveals_per_step": 1,
     "restrict_confidence": False,
@@ -59,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None,
     "suppressed_token_ids": None,
 }
+_LIMITS = ("max_remasks_per_position", "max_remask_ratio", "max_remasks", "revise_threshold", "max_revision_rounds")
 _METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 _TRAINING_FREE: dict[str, Any] = {"use_history": False, "temperature": 0.0}
@@ -70,11 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rm-paper": {"reveal": "all", "revise": "reflective"},
     "llada": {**_TRAINING_FREE, "reveal": "confidence", "revise": None, "restrict_confidence": True},
     "fast-dllm": {
-        **_TRAINING_FREE,
-        "block_length": 32,
-        "reveal": "threshold",
-        "reveal_threshold": 0.9,
-        "revise": None,
+        **_TRAINING_FREE, "block_length": 32, "reveal": "threshold", "reveal_threshold": 0.9, "revise": None,
         "restrict_confidence": True,
     },
     "t2m-lowprob": {**_T2M, "revise": "low_prob", "revise_threshold": 0.3},
@@ -86,14 +84,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "remedi": {"use_history": False, "block_length": 32, "reveal": "policy", "revise": "policy"},
     "remdm-loop": {
-        **_TRAINING_FREE,
-        "temperature": 1.0,
-        "reveal": "remdm",
-        "revise": "remdm",
-        "remdm_variant": "loop",
-        "remdm_eta": 0.02,
-        "remdm_window": (0.55, 0.05),
-        "remdm_alpha": 0.9,
+        **_TRAINING_FREE, "temperature": 1.0, "reveal": "remdm", "revise": "remdm", "remdm_variant": "loop",
+        "remdm_eta": 0.02, "remdm_window": (0.55, 0.05), "remdm_alpha": 0.9,
     },
 }  # fmt: skip
 """Named settings. The training-free ones read no history: over weights that never saw one it is noise."""
@@ -117,7 +109,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
         max_revision_rounds (`int`, *optional*): steps a block goes on after its last mask is gone. None: no bound.
         patience (`int`, defaults to 1): steps without a mask and without a change after which a block has converged.
         reveal (`str`, defaults to `"all"`): the reveal rule, a key of `REVEAL_RULES`.
-        reveal_threshold (`float`, defaults to 0.9): for `reveal="threshold"`: reveal where the probability is above.
+        reveal_threshold (`float`, *optional*): for `reveal="threshold"`: reveal where the probability is above; by
+            default 0.9.
         reveal_factor (`float`, defaults to 1): for `reveal="factor"`.
         min_reveals_per_step (`int`, defaults to 1): for these two: so many most confident masks anyway.
         restrict_confidence (`bool`, defaults to `False`): take probabilities among the tokens that may be written,
@@ -160,6 +153,8 @@ class ReflectiveGenerationConfig(GenerationConfig):
         self.preset = kwargs.pop("preset", None)
         self._check_choice("preset", (*PRESETS, None))
         base = {**DEFAULTS, **PRESETS.get(self.preset or "", {}), "preset": self.preset}
+        if kwargs.get("reveal", base["reveal"]) != base["reveal"]:
+            base["reveal_threshold"] = None  # it belongs to the preset's rule
         for name, default in base.items():
             setattr(self, name, kwargs.pop(name, default))
         for name in _METADATA:
@@ -182,6 +177,9 @@ class ReflectiveGenerationConfig(GenerationConfig):
             self._check_number(name, 0.0, 1.0)
         for name in ("temperature", "reveal_factor", "guidance_scale"):
             self._check_number(name, 0.0, float("inf"))
+        for name, default in DEFAULTS.items():
+            if isinstance(default, bool) or name == "use_history":
+                self._check_choice(name, (True, False) if default is not None else (True, False, None))
         self._check_choice("reveal", tuple(REVEAL_RULES))
         self._check_choice("revise", (*REVISION_RULES, None))
         self._check_choice("revise_scope", ("block", "all"))
@@ -206,9 +204,14 @@ class ReflectiveGenerationConfig(GenerationConfig):
                 f'`steps` is {self.steps}, but reveal="{self.reveal}" follows no schedule: leave `steps` out or pass '
                 'reveal="confidence". `max_steps` bounds a run under any rule.'
             )
-        limits = ("max_remasks_per_position", "max_remask_ratio", "max_remasks", "revise_threshold")
-        if self.revise is None and any(getattr(self, name) is not None for name in limits):
-            raise ValueError(f"{', '.join(limits)} contradict revise=None: leave them out or name a revision rule.")
+        if self.reveal_threshold is not None and self.reveal != "threshold":
+            raise ValueError(
+                f'`reveal_threshold` is {self.reveal_threshold}, but reveal="{self.reveal}" has no threshold: pass '
+                'reveal_threshold=None or reveal="threshold".'
+            )
+        given = [name for name in _LIMITS if getattr(self, name) is not None]
+        if self.revise is None and given:
+            raise ValueError(f"`{'`, `'.join(given)}` contradict revise=None: pass None or name a revision rule.")
         threshold = self.revise_threshold
         if threshold is not None and self.revise is not None and REVISION_RULES[self.revise].threshold is None:
             raise ValueError(
@@ -229,20 +232,17 @@ class ReflectiveGenerationConfig(GenerationConfig):
             )
 
     def _check_integer(self, name: str, minimum: int) -> None:
+        self._check_number(name, minimum, float("inf"), Integral, f"an integer of at least {minimum}")
+
+    def _check_number(self, name: str, low: float, high: float, kind: Any = Real, what: str = "") -> None:
         value = getattr(self, name)
         if value is None and DEFAULTS[name] is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ValueError(f"`{name}` is {value!r}: pass an integer of at least {minimum}.")
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            raise ValueError(f"`{name}` is {value!r}: pass {what or f'a number from {low} to {high}'}.")
+        setattr(self, name, int(value) if isinstance(value, Integral) else float(value))  # not NumPy's, for JSON
 
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if value is None and DEFAULTS[name] is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise ValueError(f"`{name}` is {value!r}: pass a number from {low} to {high}.")
-
-    def _check_choice(self, name: str, choices: tuple[str | None, ...]) -> None:
+    def _check_choice(self, name: str, choices: tuple[str | bool | None, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
             raise ValueError(f"`{name}` is {value!r}: pass one of {', '.join(map(repr, choices))}.")

@@ -22,7 +22,8 @@ class ReflectiveTrajectory:
     Attributes:
         states (`Tensor` of shape `(S + 1, B, N)`, long): the canvas before the first step and after each of S steps.
             A row that finished early repeats its last state.
-        actions (`Tensor` of shape `(S, B, N)`, int8): 0 keep, 1 reveal, 2 re-mask, 3 replace.
+        actions (`Tensor` of shape `(S, B, N)`, int8): 0 keep, 1 reveal, 2 re-mask, 3 replace; under `stop_at_eos` also
+            what follows the end of a text and becomes padding when its row is over, which no count includes.
     """
 
     states: Tensor
@@ -67,13 +68,17 @@ class Recorder:
         self.states = [ids.clone()]
         self.actions: list[Tensor] = []
 
-    def add(
-        self, ids: Tensor, rows: Rows, window: Tensor | None, reveal: Tensor, revised: Tensor, replaced: bool
-    ) -> None:
-        """The whole batch (B, N) after a step, and what was done at the window of its unfinished rows, (b, A) each."""
-        done = (reveal * REVEAL + revised * (REPLACE if replaced else REMASK)).to(torch.int8)
+    def add(self, ids: Tensor, rows: Rows, window: Tensor | None, done: Tensor, cut: Tensor | None) -> None:
+        """
+        The whole batch (B, N) after a step, the actions at the window of its unfinished rows (b, A), and where in
+        these (b, N) a text was cut off.
+        """
         actions = torch.zeros(ids.shape, dtype=torch.int8, device=ids.device)
-        actions[rows.index] = put(actions[rows.index], window, done)
+        acted = put(actions[rows.index], window, done.to(torch.int8))
+        if cut is not None:
+            moved = self.states[-1][rows.index] != ids[rows.index]
+            acted = torch.where(cut, (moved * REPLACE).to(torch.int8), acted)
+        actions[rows.index] = acted
         self.states.append(ids.clone())
         self.actions.append(actions)
 

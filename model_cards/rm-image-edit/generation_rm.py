@@ -21,6 +21,7 @@ until the next look at the batch, every step on a CPU, every few on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from json import JSONDecodeError
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from .generation_canvas_rm import (
 )
 from .generation_config_rm import ReflectiveGenerationConfig
 from .generation_denoiser_rm import Denoised, Denoiser
-from .generation_output_rm import Recorder, ReflectiveOutput, ReflectiveTrajectory
+from .generation_output_rm import REMASK, REPLACE, REVEAL, Recorder, ReflectiveOutput, ReflectiveTrajectory
 from .generation_revision_rm import REVISION_RULES, NoRevision, RemaskLimits
 from .generation_rows_rm import (
     EOS,
@@ -130,11 +131,13 @@ class ReflectiveGenerationMixin:
            b. propose a token for every position of the block (argmax, or a sample with the row's own numbers);
            c. the reveal rule picks the masks that become their proposals;
            d. the revision rule picks the visible tokens to take back, and the limits cut its choice down;
-           e. apply both, record, stream;
-           f. move rows on to their next block, or finish them; now and then drop the finished ones from the batch.
+           e. apply both;
+           f. move rows on to their next block, or finish them; record, stream, and now and then drop the finished ones
+              from the batch.
 
         Args:
-            input_ids (`Tensor` of shape `(B, N)`, long): a prompt, a text with masks in it, or a full draft to revise.
+            input_ids (`Tensor` of shape `(B, N)`, of any integers): a prompt, a text with masks in it, or a full draft
+                to revise.
             attention_mask (`Tensor` of shape `(B, N)`, *optional*): 1 for real positions, 0 for padding on any side.
             editable_mask (`Tensor` of shape `(B, N)`, bool, *optional*): what may change, over the input or over the
                 input and the canvas; by default the generation config's `editable` decides.
@@ -151,7 +154,8 @@ class ReflectiveGenerationMixin:
             [`ReflectiveOutput`]
 
         Raises:
-            ValueError: for any argument that cannot work, before the first forward pass.
+            ValueError: for any argument that cannot work, before the first forward pass; and for a model whose scores
+                are not finite.
 
         Example:
             >>> import hf_rm  # doctest: +SKIP
@@ -189,7 +193,9 @@ class ReflectiveGenerationMixin:
             load = self.generation_config_class.from_pretrained
             try:
                 self.generation_config = load(pretrained_model_name_or_path, **where)
-            except OSError:
+            except OSError as error:
+                if isinstance(error.__context__, (JSONDecodeError, UnicodeDecodeError)):
+                    raise OSError(f"{error} Copy it again, or delete it to decode by the default settings.") from error
                 logger.info("No generation config was saved with this model: its settings are the defaults.")
 
     def _denoise(
@@ -250,7 +256,7 @@ def begin_canvas(
 ) -> tuple[Canvas, int]:
     """The canvas of a run and its mask; a ValueError for any argument that cannot work. No weights are needed."""
     mask_token_id = model._resolve_mask_token_id(config)
-    check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
+    input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
     check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
     _check_policy(model, config)
     blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
@@ -323,7 +329,6 @@ class _DenoisingLoop:
         self.denoiser = Denoiser(model, config, canvas, mask_token_id)
         # With every block in reach there is one window over all of them.
         self.everywhere = config.revise_scope == "all"
-        self.whole = canvas.whole
         if self.everywhere and canvas.windows.shape[1] > 1:
             canvas.windows = canvas.windows.flatten(1).sort(-1).values[:, None, : int(canvas.editable.sum(-1).max())]
         draws = config.temperature > 0 or self.reveal.draws or self.revise.draws
@@ -332,6 +337,7 @@ class _DenoisingLoop:
         self.loops = LoopDetector(canvas.ids) if self._state_is_everything() else None
         self.recorder = Recorder(canvas.ids) if config.output_trajectory else None
         self.reason = torch.zeros_like(self.rows.index)
+        self.spoiled = self.reason.bool()
         names = ("num_steps", "num_forwards", "num_reveals", "num_remasks", "num_edits", "num_revision_rounds")
         self.counts = {name: torch.zeros_like(self.rows.index) for name in names}
         # How many steps go by before the host looks which rows are done: looking makes a GPU wait.
@@ -350,7 +356,6 @@ class _DenoisingLoop:
             if streamer is not None and hasattr(streamer, "put_draft"):
                 streamer.put_draft(self.canvas.ids.cpu())
         progress.close()
-        self._cut_at_end()
         if streamer is not None:
             streamer.put(self.canvas.ids.cpu())
             streamer.end()
@@ -359,7 +364,7 @@ class _DenoisingLoop:
     def _step(self) -> None:
         """Steps a to f for the unfinished rows."""
         rows = self.rows
-        window = None if self.whole else rows.window()
+        window = None if rows.whole else rows.window()
         # a. the model
         denoised = self.denoiser(rows, window)
         # b. proposals
@@ -374,10 +379,13 @@ class _DenoisingLoop:
             look(rows.revisions, window),
             self.counts["num_remasks"][rows.index] + self.counts["num_edits"][rows.index],
         )
-        # e. apply and record
+        # e. apply
         self._apply(rows, window, step, reveal, revised)
         # f. move on
-        self._advance(rows, step.masked, reveal, revised)
+        cut = self._advance(rows, step.masked, reveal, revised)
+        if self.recorder is not None:
+            done = reveal * REVEAL + revised * (REPLACE if self.revise.replaces else REMASK)
+            self.recorder.add(self.canvas.ids, rows, window, done, cut)
 
     def _look(self, rows: Rows, window: Tensor | None, denoised: Denoised) -> DenoisingStep:
         """What the rules see: the active block of every row that is not done."""
@@ -414,7 +422,8 @@ class _DenoisingLoop:
         rows.ids = put(rows.ids, window, new)
         rows.revisions = rows.revisions + put(torch.zeros_like(rows.ids), window, revised.long())
         self.memory = self.revise.note(step, reveal)
-        self.canvas.ids[rows.index] = rows.ids
+        wrong = ~step.log_partition.isfinite() & (step.masked | step.visible)
+        self.spoiled[rows.index] |= wrong.any(-1)
         alive = ~rows.done
         rows.steps = rows.steps + alive
         additions = {
@@ -426,11 +435,9 @@ class _DenoisingLoop:
         }
         for name, amount in additions.items():
             self.counts[name][rows.index] += amount
-        if self.recorder is not None:
-            self.recorder.add(self.canvas.ids, rows, window, reveal, revised, replaces)
 
-    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> None:
-        """Decide for every row whether its block goes on, its next block begins, or it is done."""
+    def _advance(self, rows: Rows, masked: Tensor, reveal: Tensor, revised: Tensor) -> Tensor | None:
+        """Decide for every row whether its block goes on, its next begins, or it is done; where a text was cut off."""
         had_mask, moved = masked.any(-1), revised.any(-1)
         has_mask = (masked & ~reveal).any(-1)
         if not self.revise.replaces:
@@ -453,7 +460,10 @@ class _DenoisingLoop:
         self._begin_blocks(rows, block_done & ~row_done)
         out_of_steps = (rows.steps >= self.max_steps[rows.index]) & ~row_done & ~rows.done
         rows.reason = torch.where(out_of_steps, MAX_STEPS, rows.reason)
+        cut = self._cut_at_end(rows, row_done | out_of_steps) if self.config.stop_at_eos else None
         rows.done = rows.done | row_done | out_of_steps
+        self.canvas.ids[rows.index] = rows.ids
+        return cut
 
     def _past_schedule(self, schedule: Schedule) -> Tensor:
         """(b,) bool: the block's share of `steps` is spent, and what is masked now was reopened by a revision."""
@@ -499,7 +509,12 @@ class _DenoisingLoop:
         """Go on without the rows that are done; how many they are."""
         rows = self.rows
         keep = ~rows.done
-        finished = len(keep) - int(keep.sum())
+        finished, spoiled = torch.stack((rows.done.sum(), self.spoiled.sum())).tolist()
+        if spoiled:
+            raise ValueError(
+                f"the model's scores of row {int(self.spoiled.nonzero()[0])} are not finite: check its weights, "
+                "and load it in bfloat16 or float32 where it is in float16."
+            )
         if finished:
             self.reason[rows.index] = rows.reason
             self.rows = rows.select(keep)
@@ -509,15 +524,13 @@ class _DenoisingLoop:
                 self.loops.select(keep)
         return finished
 
-    def _cut_at_end(self) -> None:
-        """What follows the first end token of an answer becomes padding."""
-        if not self.config.stop_at_eos:
-            return
+    def _cut_at_end(self, rows: Rows, which: Tensor) -> Tensor:
+        """What follows the first end token of these rows' answers becomes padding: they are over. (b, N), where."""
         assert self.ends is not None and self.padding is not None
-        canvas = self.canvas
-        is_end = (canvas.ids[..., None] == self.ends).any(-1) & canvas.editable
-        behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
-        canvas.ids = torch.where(behind & canvas.editable, self.padding, canvas.ids)
+        is_end = (rows.ids[..., None] == self.ends).any(-1) & rows.editable
+        cut = ((is_end.long().cumsum(-1) - is_end.long()) > 0) & rows.editable & which[:, None]
+        rows.ids = torch.where(cut, self.padding, rows.ids)
+        return cut
 
     def _state_is_everything(self) -> bool:
         """Whether the next step depends on the current state alone, so that a repeated state proves a loop."""

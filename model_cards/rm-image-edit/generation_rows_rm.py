@@ -18,21 +18,15 @@ STOP_REASONS = ("converged", "max_steps", "max_revision_rounds", "loop", "eos")
 
 
 @dataclass
-class Rows:
+class Rows(Canvas):
     """
-    State of the unfinished rows, b <= B of them. One place, so that dropping rows cannot forget a tensor.
+    The canvas of the unfinished rows, b <= B of them, and how far they are. One place, so that dropping rows cannot
+    forget a tensor.
 
     A row that is `done` stays until the next look at the batch: nothing about it changes any more.
     """
 
     index: Tensor  # (b,) row in the caller's batch
-    ids: Tensor  # (b, N)
-    attention_mask: Tensor | None  # (b, N)
-    editable: Tensor  # (b, N)
-    blocks: Tensor  # (b, N)
-    rank: Tensor  # (b, N)
-    windows: Tensor  # (b, K, A)
-    num_blocks: Tensor  # (b,)
     block: Tensor  # (b,) the active block
     block_step: Tensor  # (b,) steps done in it
     block_masks: Tensor  # (b,) masks it held when it began
@@ -52,39 +46,24 @@ class Rows:
         """All rows, before their first step."""
         index = torch.arange(len(canvas.ids), device=canvas.ids.device)
         zeros = torch.zeros_like(index)
-        return cls(
-            index=index,
-            ids=canvas.ids.clone(),
-            attention_mask=canvas.attention_mask,
-            editable=canvas.editable,
-            blocks=canvas.blocks,
-            rank=canvas.rank,
-            windows=canvas.windows,
-            num_blocks=canvas.num_blocks,
-            block=zeros,
-            block_step=zeros,
-            block_masks=((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1),
-            revisions=torch.zeros_like(canvas.ids),
-            quiet=zeros,
-            rounds=zeros,
-            closed=zeros.bool(),
-            done=zeros.bool(),
-            reason=zeros,
-            steps=zeros,
-            keys=keys,
-        )
+        values: dict[str, Any] = {**vars(canvas), "ids": canvas.ids.clone(), "index": index, "keys": keys}
+        values |= dict.fromkeys(("block", "block_step", "quiet", "rounds", "reason", "steps"), zeros)
+        values |= dict.fromkeys(("closed", "done"), zeros.bool())
+        values["block_masks"] = ((canvas.blocks == 0) & (canvas.ids == mask_token_id)).sum(-1)
+        return cls(**values, revisions=torch.zeros_like(canvas.ids))
 
     def select(self, keep: Tensor) -> Rows:
         """The rows where `keep` (b,) is true."""
-        whole = lambda v: v[keep] if isinstance(v, Tensor) else v.select(keep) if v is not None else None  # noqa: E731
-        chosen: dict[str, Any] = {name: whole(value) for name, value in vars(self).items()}
+        some = lambda v: v[keep] if isinstance(v, Tensor) else v.select(keep) if hasattr(v, "select") else v  # noqa: E731
+        chosen: dict[str, Any] = {name: some(value) for name, value in vars(self).items()}
         return Rows(**chosen)
 
-    def window(self) -> Tensor:
-        """(b, A) positions of each row's active block, N where there is none."""
+    def window(self, block: Tensor | None = None) -> Tensor:
+        """(b, A) positions of each row's active block, or of the blocks (b,) named; N where there is none."""
         if self.windows.shape[1] == 1:
             return self.windows[:, 0]
-        return self.windows.gather(1, self.block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
+        block = self.block if block is None else block
+        return self.windows.gather(1, block[:, None, None].expand(-1, 1, self.windows.shape[2]))[:, 0]
 
 
 def look(values: Tensor, window: Tensor | None, nothing: int = 0) -> Tensor:
@@ -135,7 +114,8 @@ class LoopDetector:
         generator = torch.Generator().manual_seed(0)
         bounds = torch.iinfo(torch.int64)
         self.weights = torch.randint(bounds.min, bounds.max, ids.shape[1:], generator=generator).to(ids.device) | 1
-        self.seen = [self._hash(ids)]
+        self.seen = self._hash(ids)[None]  # (states, b)
+        self.count = 1
         self.since = torch.zeros_like(self.seen[0])
 
     def _hash(self, ids: Tensor) -> Tensor:
@@ -143,16 +123,19 @@ class LoopDetector:
 
     def returned(self, ids: Tensor) -> Tensor:
         """(b,) bool: states (b, N) that were there before; they are remembered."""
-        new = self._hash(ids)
-        before = torch.stack(self.seen, dim=-1)
-        place = torch.arange(before.shape[1], device=ids.device)
-        self.seen.append(new)
-        return ((before == new[:, None]) & (place >= self.since[:, None])).any(-1)
+        new, before = self._hash(ids), self.seen[: self.count]
+        if self.count == len(self.seen):
+            # Twice the room: over a run no more is copied than the run is long.
+            self.seen = F.pad(self.seen, (0, 0, 0, self.count))
+        self.seen[self.count] = new
+        self.count += 1
+        place = torch.arange(len(before), device=ids.device)
+        return ((before == new) & (place[:, None] >= self.since)).any(0)
 
     def forget(self, which: Tensor) -> None:
         """These rows (b,) begin another block, in which earlier states prove nothing."""
-        self.since = torch.where(which, len(self.seen), self.since)
+        self.since = torch.where(which, self.count, self.since)
 
     def select(self, keep: Tensor) -> None:
         """Go on with the rows where `keep` (b,) is true."""
-        self.seen, self.since = [values[keep] for values in self.seen], self.since[keep]
+        self.seen, self.since = self.seen[:, keep], self.since[keep]

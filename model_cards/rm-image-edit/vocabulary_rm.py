@@ -1,11 +1,13 @@
 # Copyright 2026 The hf_rm authors. Licensed under the Apache License, Version 2.0.
-"""The vocabulary really used: which rows of the embedding table have a token, and which no reveal may write."""
+"""The vocabulary really used: which rows of the embedding table have a token, which are reserved; and checked ids."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import cached_file, logging
 
@@ -13,6 +15,37 @@ logger = logging.get_logger(__name__)
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 MOST_RESERVED = 4096
+
+
+def token_ids(name: str, value: Any, vocab_size: int, look: bool = True, nothing: int = 0) -> Tensor:
+    """
+    A caller's token ids as (batch, length) long.
+
+    Args:
+        name (`str`): of the argument.
+        value: what was passed.
+        vocab_size (`int`): rows of the embedding table.
+        look (`bool`, defaults to `True`): at the values, for which an accelerator has to be waited for.
+        nothing (`int`, defaults to 0): a value that stands for no id, and may be outside the vocabulary.
+
+    Raises:
+        ValueError: for another shape, for what is no integer (a bool is none), and for an id outside the vocabulary.
+    """
+    integers = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    if not integers or value.dim() != 2 or value.dtype == torch.bool:
+        raise ValueError(f"`{name}` is {described(value)}: pass a (batch, length) tensor of token ids, integers.")
+    outside = value[((value < 0) | (value >= vocab_size)) & (value != nothing)] if look else value[:0]
+    if outside.numel():
+        raise ValueError(
+            f"`{name}` holds {int(outside[0])}, outside the vocabulary of {vocab_size}: pass the ids of this model's "
+            "own tokenizer."
+        )
+    return value.long()
+
+
+def described(value: Any) -> str:
+    """Dtype and shape of a tensor, the type's name of anything else: for error messages."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def find_tokenizer(name: str | None, **where: Any) -> Any:

@@ -10,6 +10,7 @@ the family's `model_type`; `register_conversions` teaches transformers' loader t
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -90,6 +91,15 @@ def _check_network(family: str, values: dict[str, Any], network: dict[str, Any],
             )
 
 
+@dataclass(kw_only=True)
+class _BothWays:
+    """Fields of a network of transformers that was trained to look both ways."""
+
+    is_causal: bool = False
+    use_cache: bool = False
+    mask_token_id: int | None = None
+
+
 class LLaDAConfig(LlamaConfig):
     """
     Configuration of LLaDA-8B, LLaDA-1.5 and Lumina-DiMOO's LLaDA: LLaDA's own fields (`d_model`, `n_heads`, ...) or
@@ -155,14 +165,10 @@ def _write_llada(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **_LLADA_NETWORK, "embedding_size": values["vocab_size"], "rope_theta": rope["rope_theta"]}
 
 
-class ILLaDAConfig(LlamaConfig):
+class ILLaDAConfig(_BothWays, LlamaConfig):
     """Configuration of iLLaDA-8B: a Llama in Llama's own words, with grouped key-value heads and a tied head."""
 
     model_type = "illada"
-
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
 
     def __post_init__(self, **values: Any) -> None:
         _check_network("iLLaDA", values, _ILLADA_NETWORK)
@@ -222,44 +228,30 @@ def _read_llada2(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-class DreamConfig(Qwen2Config):
+class DreamConfig(_BothWays, Qwen2Config):
     """Configuration of Dream and DiffuCoder: a Qwen2 whose output at position i predicts position i + 1."""
 
     model_type = "Dream"
 
-    is_causal: bool = False
-    use_cache: bool = False
     mask_token_id: int | None = 151666
 
 
-class A2DQwen3Config(Qwen3Config):
+class A2DQwen3Config(_BothWays, Qwen3Config):
     """Configuration of an A2D Qwen3: an autoregressive model trained on as a mask diffusion model."""
 
     model_type = "a2d-qwen3"
 
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
 
-
-class A2DQwen2Config(Qwen2Config):
+class A2DQwen2Config(_BothWays, Qwen2Config):
     """Configuration of an A2D Qwen2."""
 
     model_type = "a2d-qwen2"
 
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
 
-
-class A2DLlamaConfig(LlamaConfig):
+class A2DLlamaConfig(_BothWays, LlamaConfig):
     """Configuration of an A2D Llama."""
 
     model_type = "a2d-llama"
-
-    is_causal: bool = False
-    use_cache: bool = False
-    mask_token_id: int | None = None
 
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {

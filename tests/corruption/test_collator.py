@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import hf_rm.corruption.collator
 from hf_rm.corruption import (
     AttemptsLaw,
+    FixedProposal,
     PaperLaw,
     RemaskSFTCollator,
     RMDataCollator,
@@ -288,6 +289,8 @@ def test_loss_parts_name_the_three_losses() -> None:
         ({"corruption_rate": (0.1, 1.2)}, "corruption_rate"),
         ({"full_corruption": 1.5}, "full_corruption"),
         ({"start": "end"}, "start"),
+        ({"proposal": FixedProposal([1] * 10)}, "`proposal` may draw 0, the mask"),
+        ({"proposal": UniformProposal(10)}, "`proposal` may draw 0, the mask"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -302,6 +305,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         ({"idx": 0}, "input_ids"),
         ({"input_ids": [1, 2], "idx": 7, "editable_mask": [False, False]}, "row 7.*nothing editable"),
         ({"input_ids": [1, 2], "idx": 7, "editable_mask": [True]}, "row 7.*editable_mask"),
+        ({"input_ids": [1, 0], "idx": 7}, r"row 7 has the mask \(0\) as a target"),
         ({"input_ids": [1, 2], "idx": 7, "editable_mask": [True, True, True]}, "row 7.*editable_mask"),
     ],
 )

@@ -81,6 +81,17 @@ def test_weights_without_a_wrong_token_are_refused(weights: list[float]) -> None
         FixedProposal(weights)
 
 
+def test_a_target_without_a_weight_is_named() -> None:
+    with pytest.raises(ValueError, match="row 'b' has the target 3, and `weights` are those of 3 ids"):
+        FixedProposal([0, 1, 1]).draw(np.zeros((2, 2, 1)), np.array([[1, 2], [1, 3]]), ["a", "b"])
+
+
+def test_what_may_be_drawn_is_known() -> None:
+    fixed, uniform = FixedProposal([0, 1, 0.5, 0]), UniformProposal(4, excluded=[0, 3])
+    for proposal in (fixed, uniform):
+        assert [proposal.may_draw(token) for token in range(5)] == [False, True, True, False, False]
+
+
 def test_exclusions_that_leave_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="excluded"):
         UniformProposal(3, excluded=[0, 1])

@@ -110,7 +110,8 @@ def test_the_first_round_follows_eq1_and_the_region_is_what_any_round_re_masks(
     book, layout: EditLayout, model
 ) -> None:
     examples = generate_edits(2, seed=7)
-    settings = {"reveal": "all", "max_steps": 2, "revise_threshold": 0.5, "max_remask_ratio": None}
+    settings = {"reveal": "all", "max_steps": 2, "revise_threshold": 0.5}
+    settings |= dict.fromkeys(("reveal_threshold", "max_remask_ratio"))
     run = edit_images(model, layout, book, examples.source, examples.instructions, **settings)
     ids = torch.from_numpy(layout.sequences(examples.instructions, book.encode(examples.source)))
     with torch.no_grad():

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
+from hf_rm.corruption.pool import pool_places
 from hf_rm.history import HistorySegments, HistoryState
 from hf_rm.tasks.image_editing import generate_edits
 from hf_rm.tasks.image_editing.collator import edit_collator
@@ -47,18 +48,21 @@ def test_the_fourth_loss_looks_at_the_unedited_canvas_of_every_row(tmp_path: Pat
     for weight in (0.0, 0.1):
         trainer = ImageEditTrainer(model, args, train_dataset=rows, data_collator=collate, unlikelihood_weight=weight)
         model.train()
-        losses[weight] = trainer.compute_loss(model, batch).item()
+        (inputs,), _ = trainer.get_batch_samples(iter([batch]), 1, args.device)
+        losses[weight] = trainer.compute_loss(model, inputs).item()
     # Model and rows are the same, and a pool that just began shows its rows' starts: the difference is the term.
-    state = batch["input_ids"].clone()
-    half = 8 - round(8 * pool)
-    state[half:] = batch["start_ids"][half:]
+    places = pool_places(pool, 0, 8)
+    order = [place for place in range(8) if place not in places] + places  # the pool's rows are behind the others
+    half = 8 - len(places)
+    batch = {name: value[order] for name, value in batch.items()}
+    state = torch.cat((batch["input_ids"][:half], batch["start_ids"][half:]))
 
     parts = [HistorySegments(batch["history_ids"][:half], batch["history_lags"][:half])]
     if half < 8:
         parts.append(HistoryState.empty(8 - half, layout.length, 16))
     with torch.no_grad():
         mask = model(state, editable_mask=batch["editable_mask"], history=parts).logits.softmax(-1)[..., 0]
-    unedited = torch.from_numpy((source == target).reshape(16, -1)[:8])
+    unedited = torch.from_numpy((source == target).reshape(16, -1)[order])
     term = -torch.log(1 - mask[:, layout.canvas][unedited]).sum().item()
     assert losses[0.1] - losses[0.0] == pytest.approx(0.1 * term / (8 * 4), rel=1e-3)
     with pytest.raises(ValueError, match="`unlikelihood_weight`"):

@@ -1,7 +1,8 @@
 """
 One small training run as a script, for tests that need processes: to launch two, to kill one, to resume one.
 
-    python script.py OUTPUT_DIR '{"max_steps": 4}' [--lora] [--resume] [--die-while-saving N]
+    python script.py OUTPUT_DIR '{"max_steps": 4}' [--lora] [--ragged] [--resume] [--die-while-saving N]
+        [--die-while-writing N] [--die-after N]
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
+import torch  # noqa: E402
 from tiny_training import tiny_model, tiny_rows  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
@@ -42,6 +44,21 @@ def die_at_publication(number: int) -> None:
     saving.publish_folder = killed
 
 
+def die_while_writing(number: int) -> None:
+    """Kill this process, uncatchably, in the given save: when half of the optimizer's state is written."""
+    save, calls = torch.save, []
+
+    def killed(value, file, *args, **kwargs):
+        save(value, file, *args, **kwargs)
+        if Path(file).name == "optimizer.pt":
+            calls.append(file)
+        if len(calls) == number:
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = killed
+
+
 class DieAfter(TrainerCallback):
     """Kills the process after so many steps."""
 
@@ -58,6 +75,8 @@ def main() -> None:
     resume = "--resume" in sys.argv
     if "--die-while-saving" in sys.argv:
         die_at_publication(int(sys.argv[sys.argv.index("--die-while-saving") + 1]))
+    if "--die-while-writing" in sys.argv:
+        die_while_writing(int(sys.argv[sys.argv.index("--die-while-writing") + 1]))
     defaults = {
         "per_device_train_batch_size": 8,
         "learning_rate": 0.01,
@@ -75,7 +94,8 @@ def main() -> None:
         callbacks.append(DieAfter(int(sys.argv[sys.argv.index("--die-after") + 1])))
     model = tiny_model()
     peft_config = default_lora_config(model, r=2) if "--lora" in sys.argv else None
-    trainer = RMTrainer(model, args, train_dataset=tiny_rows(), callbacks=callbacks, peft_config=peft_config)
+    rows = tiny_rows(ragged="--ragged" in sys.argv)
+    trainer = RMTrainer(model, args, train_dataset=rows, callbacks=callbacks, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(Path(output_dir) / "final"))
 

@@ -187,9 +187,9 @@ def test_the_pool_moves_alike(tmp_path):
         trainers.append(RMTrainer(model, args, train_dataset=tiny_rows()))
         trainers[-1].train()
     plain, chunked = trainers
-    assert plain.pool.rows.age.max() > 1
+    assert plain.pools[0].rows.age.max() > 1
     for name in ("ids", "target", "age", "editable"):
-        assert torch.equal(getattr(plain.pool.rows, name), getattr(chunked.pool.rows, name)), name
+        assert torch.equal(getattr(plain.pools[0].rows, name), getattr(chunked.pools[0].rows, name)), name
     for (name, one), other in zip(plain.model.state_dict().items(), chunked.model.state_dict().values(), strict=True):
         assert (one - other).abs().max() < 1e-5, name
     for one, other in zip(plain.state.log_history[:-1], chunked.state.log_history[:-1], strict=True):

@@ -73,7 +73,8 @@ def make_model(name: str, folder: Path) -> RMForMaskedDiffusion:
 
 
 def rows(vocabulary: int = 30) -> list[dict]:
-    return [{"input_ids": (torch.arange(8) * (i % 5 + 1) + i) % vocabulary, "idx": i} for i in range(32)]
+    """Ids from 6 on, which are no family's mask."""
+    return [{"input_ids": 6 + (torch.arange(8) * (i % 5 + 1) + i) % (vocabulary - 6), "idx": i} for i in range(32)]
 
 
 def arguments(folder, kind=RMTrainingArguments, **settings):

@@ -39,13 +39,22 @@ def weights(folder: Path) -> dict:
     return load_file(folder / "final" / "model.safetensors")
 
 
-# The one process never reads its scores in chunks, nor accumulates gradients.
-@pytest.mark.parametrize(("chunk", "accumulation"), [(0, 1), (5, 2)])
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk, accumulation):
-    steps = {"max_steps": 4}
+# The one process never reads its scores in chunks, nor accumulates gradients. With ragged rows the labels have to be
+# counted over all processes, and with the rows that the pool puts in place of the loader's.
+@pytest.mark.parametrize(
+    ("chunk", "accumulation", "pool", "rows"),
+    [
+        (0, 1, {}, ()),
+        (5, 2, {}, ()),
+        (0, 1, {"pool_fraction": 0.5}, ("--ragged",)),
+        (5, 2, {"pool_fraction": 0.35, "pool_start_step": 2, "pool_reveal_threshold": 0.3}, ("--ragged",)),
+    ],
+)
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, chunk, accumulation, pool, rows):
+    steps = {"max_steps": 8 if pool else 4, "pool_max_age": 3, **pool}
     shares = {"per_device_train_batch_size": 4 // accumulation, "gradient_accumulation_steps": accumulation}
-    run(tmp_path / "two", {**steps, **shares, "loss_chunk_rows": chunk}, launcher=torchrun())
-    run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8})
+    run(tmp_path / "two", {**steps, **shares, "loss_chunk_rows": chunk}, *rows, launcher=torchrun())
+    run(tmp_path / "one", {**steps, "per_device_train_batch_size": 8}, *rows)
     for two, one in zip(losses(tmp_path / "two"), losses(tmp_path / "one"), strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
@@ -62,8 +71,12 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("flags", "survivor"),
-    [(("--die-after", "5"), "checkpoint-3"), (("--die-while-saving", "2"), "checkpoint-3")],
-    ids=["in mid-training", "during a save"],
+    [
+        (("--die-after", "5"), "checkpoint-3"),
+        (("--die-while-writing", "2"), "checkpoint-3"),
+        (("--die-while-saving", "2"), "checkpoint-3"),
+    ],
+    ids=["in mid-training", "in the middle of a file", "between writing and publication"],
 )
 def test_kill_and_resume_gives_the_same_weights(tmp_path, uninterrupted, flags, survivor):
     assert run(tmp_path, {"max_steps": 9, **POOL}, *flags) == -signal.SIGKILL

@@ -42,10 +42,12 @@ def logs_of(trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_accumulation_1x8_equals_8x1(tmp_path, rows):
+@pytest.mark.parametrize("pool", [{}, {"pool_fraction": 0.4, "pool_max_age": 2}])
+def test_accumulation_1x8_equals_8x1(tmp_path, rows, pool):
     runs = []
     for batch, accumulation in ((8, 1), (1, 8)):
-        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 3}
+        settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 5}
+        settings |= pool
         trainer = RMTrainer(tiny_model(), arguments(tmp_path, **settings), train_dataset=rows)
         trainer.train()
         runs.append((logs_of(trainer), trainer.model.state_dict()))
@@ -92,7 +94,7 @@ def test_a_short_last_batch_leaves_the_pool_alone(tmp_path, model, rows, left):
     settings = {"max_steps": 4, "pool_fraction": 0.5}
     trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows[: 8 + left])
     trainer.train()
-    assert trainer.pool.active_rows().age.max() >= 1
+    assert trainer.pools[0].active_rows().age.max() >= 1
     assert len(logs_of(trainer)) == 4
 
 
@@ -100,27 +102,27 @@ def test_evaluation_reports_the_mean_loss_and_leaves_the_pool_alone(tmp_path, mo
     settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "pool_fraction": 0.5}
     trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows, eval_dataset=rows[:16])
     trainer.train()
-    ages = trainer.pool.active_rows().age.clone()
+    ages = trainer.pools[0].active_rows().age.clone()
     batch = trainer.data_collator([{**row} for row in rows[:16]])
     history = HistorySegments(batch["history_ids"], batch["history_lags"])
     with torch.no_grad():
         expected = model(batch["input_ids"], history=history, labels=batch["labels"]).loss.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-4)
-    assert torch.equal(trainer.pool.active_rows().age, ages)
+    assert torch.equal(trainer.pools[0].active_rows().age, ages)
 
 
 def test_pool_rows_live_through_the_models_own_revision(tmp_path, model, rows):
     trainer = RMTrainer(model, arguments(tmp_path, max_steps=6, pool_fraction=0.5), train_dataset=rows)
     seen = []
-    advance = trainer.pool.advance
+    advance = trainer.pools[0].advance
 
     def spy(following, history):
-        before = trainer.pool.rows
+        before = trainer.pools[0].rows
         seen.append((before.ids, following, before.history.steps, history.steps, history.accumulator.requires_grad))
         advance(following, history)
-        assert not trainer.pool.rows.history.accumulator.requires_grad
+        assert not trainer.pools[0].rows.history.accumulator.requires_grad
 
-    trainer.pool.advance = spy
+    trainer.pools[0].advance = spy
     trainer.train()
     assert len(seen) == 6
     for ids, following, before, after, _ in seen:
@@ -136,14 +138,14 @@ def test_pool_rows_reveal_what_is_sure_where_they_are_told_to(tmp_path, model, r
     settings = {"max_steps": 6, "pool_fraction": 0.5, "pool_start": "canvas", "full_corruption": 1.0}
     trainer = RMTrainer(model, arguments(tmp_path, pool_reveal_threshold=1.0, **settings), train_dataset=rows)
     revealed = []
-    advance = trainer.pool.advance
+    advance = trainer.pools[0].advance
 
     def spy(following, history):
-        before = trainer.pool.rows.ids
+        before = trainer.pools[0].rows.ids
         revealed.append(((before == 0) & (following != 0)).sum(-1)[(before == 0).any(-1)])
         advance(following, history)
 
-    trainer.pool.advance = spy
+    trainer.pools[0].advance = spy
     trainer.train()
     assert torch.cat(revealed).unique().tolist() == [1]
     assert len(torch.cat(revealed)) > 12
@@ -163,8 +165,8 @@ def test_the_pool_begins_when_it_is_told_to(tmp_path, model, rows):
     settings = {"max_steps": 3, "pool_fraction": 0.5, "pool_start_step": 2}
     trainer = RMTrainer(model, arguments(tmp_path, **settings), train_dataset=rows)
     calls = []
-    refill = trainer.pool.refill
-    trainer.pool.refill = lambda *args: calls.append(trainer.state.global_step) or refill(*args)
+    refill = trainer.pools[0].refill
+    trainer.pools[0].refill = lambda *args: calls.append(trainer.state.global_step) or refill(*args)
     trainer.train()
     assert calls == [2]
 
@@ -331,6 +333,12 @@ def test_prompt_and_completion_rows_supervise_the_completion_only(tmp_path, mode
     assert (batch["input_ids"][:, :3] == torch.tensor([1, 2, 3])).all()
 
 
+def test_a_pool_that_leaves_no_row_on_one_side_is_refused(tmp_path, model, rows):
+    for fraction in (0.05, 0.95):
+        with pytest.raises(ValueError, match=f"`pool_fraction` is {fraction} of a batch of 8"):
+            RMTrainer(model, arguments(tmp_path, pool_fraction=fraction), train_dataset=rows)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -341,6 +349,20 @@ def test_prompt_and_completion_rows_supervise_the_completion_only(tmp_path, mode
         ({"pool_reveal_threshold": 1.5}, "pool_reveal_threshold"),
         ({"reveal_context": "wrong"}, "reveal_context"),
         ({"edit_weight": 0.0}, "edit_weight"),
+        ({"pool_start": "x"}, "`pool_start` is 'x': pass one of 'draft', 'law', 'canvas'"),
+        ({"pool_start_step": -5}, "`pool_start_step` is -5"),
+        ({"pool_max_age": 0}, "`pool_max_age` is 0"),
+        ({"min_corruption_rate": 0.6}, "`min_corruption_rate` is 0.6 and `max_corruption_rate` 0.5"),
+        ({"min_corruption_rate": -0.1}, "`min_corruption_rate` is -0.1"),
+        ({"max_corruption_rate": 1.5}, "`max_corruption_rate` is 1.5"),
+        ({"full_corruption": 2}, "`full_corruption` is 2"),
+        ({"blank_rows": -1}, "`blank_rows` is -1"),
+        ({"blank_rows": "half"}, "`blank_rows` is 'half'"),
+        ({"reveal_weights": "1/t"}, "`reveal_weights`"),
+        ({"muon_learning_rate": -1}, "`muon_learning_rate` is -1"),
+        ({"max_length": -1}, "`max_length` is -1"),
+        ({"max_length": 0}, "`max_length` is 0"),
+        ({"loss_chunk_rows": -2}, "`loss_chunk_rows` is -2"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
 )
@@ -361,6 +383,26 @@ def test_bad_arguments_are_named(tmp_path, settings, message):
 def test_bad_datasets_are_named(tmp_path, model, dataset, message):
     with pytest.raises(ValueError, match=message):
         RMTrainer(model, arguments(tmp_path), train_dataset=dataset)
+
+
+@pytest.mark.parametrize("kind", [RMTrainer, MaskedSFTTrainer])
+def test_rows_that_are_not_the_models_are_named(tmp_path, model, rows, kind):
+    settings = MaskedSFTArguments if kind is MaskedSFTTrainer else RMTrainingArguments
+
+    def train(row: list, place: int, **more) -> None:
+        data = [*rows[:place], {"input_ids": row, "idx": "odd", **more}, *rows[place:15]]
+        kind(model, arguments(tmp_path, settings), train_dataset=data).train()
+
+    for place in (0, 9):  # the first at once, others when they are read
+        with pytest.raises(ValueError, match="row 'odd' has the id 12, outside the model's vocabulary of 12"):
+            train([1, 12, 3], place)
+        with pytest.raises(ValueError, match="row 'odd' has the id -100"):
+            train([1, 2, -100], place)
+        with pytest.raises(ValueError, match="row 'odd' has `input_ids` of float64"):
+            train([1.0, 2.0], place)
+        with pytest.raises(ValueError, match=r"row 'odd' has the mask \(0\) as a target"):
+            train([1, 0, 3], place)
+    train([1, 0, 3], 9, editable_mask=[False, False, True])  # a prompt may hold one
 
 
 def test_a_sample_that_is_too_long_is_named(tmp_path, model, rows):

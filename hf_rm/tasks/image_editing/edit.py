@@ -17,7 +17,8 @@ from .guidance import KeptSource, TwoScaleGuidance
 from .protocols import ImageTokens, Layout
 
 # A saved editor's generation config holds the limits of its own decoding: another one begins without them.
-_WITHOUT_LIMITS = dict.fromkeys(("revise_threshold", "max_remask_ratio", "max_remasks_per_position", "max_steps"))
+_LIMITS = ("reveal_threshold", "revise_threshold", "max_remask_ratio", "max_remasks_per_position", "max_steps")
+_WITHOUT_LIMITS = dict.fromkeys(_LIMITS)
 DECODINGS: dict[str, dict[str, Any]] = {
     "revise": {
         "reveal": "threshold",

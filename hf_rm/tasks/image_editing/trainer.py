@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...corruption.pool import PoolRows
 from ...training import RMTrainer
 from ...training.unlikelihood import mask_unlikelihood
 
@@ -63,7 +64,7 @@ class ImageEditTrainer(RMTrainer):
         """As [`MaskedTrainer`], with the fourth loss in a column of its own, which stays here."""
         if self._unedited is None:
             return super()._forward(model, labels, read, return_logits, **inputs)
-        unedited = self._with_pools(self._unedited, inputs["history"]).flatten()
+        unedited = self._unedited.flatten()
 
         def read_both(scores: Tensor, which: Any) -> tuple[Tensor, ...]:
             wanted = unedited[which].to(scores.device)
@@ -76,11 +77,7 @@ class ImageEditTrainer(RMTrainer):
         self._term = term.sum()
         return outputs, columns
 
-    def _with_pools(self, unedited: Tensor, history: Any) -> Tensor:
-        """(B, N) bool: the unedited canvas of the rows in hand, the last of which may be the pool's."""
-        if self.pool is None or not isinstance(history, list):
-            return unedited
-        rows = self.pool.active_rows()
+    def _pool_inputs(self, rows: PoolRows) -> dict[str, Tensor]:
         # A row that lost its source has masks there: nothing is known to be unedited, and the term is left out.
-        own = self.data_collator.unedited(rows.target, rows.editable)
-        return torch.cat((unedited[: len(unedited) - self.pool.size], own))
+        unedited = self.data_collator.unedited(rows.target, rows.editable)
+        return {**super()._pool_inputs(rows), "unlikelihood_mask": unedited}
