@@ -83,7 +83,9 @@ def outside(code: str, **settings: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_checks_for_what_is_left_find_it(marked: Path) -> None:
     command = [marked / "python", "-c", "print(flush=True); input()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as program:
         assert program.stdout is not None and program.stdout.readline()  # its command line is there once it runs
         assert len(marked_processes(marked)) == 1
     assert marked_processes(marked) == []
