@@ -248,7 +248,7 @@ def test_the_comparison_is_the_default_with_more_systems_seeds_and_budgets() -> 
         yaml.safe_load((ROOT / "recipes" / "configs" / f"math-{name}.yaml").read_text())
         for name in ("tiny", "compare")
     )
-    own = {"output_dir", "systems", "seeds", "curve_forwards", "training_free", "system_arguments"}
+    own = {"output_dir", "systems", "seeds", "curve_forwards", "training_free", "system_arguments", "other_decodings"}
     assert {name: value for name, value in comparison.items() if name not in own} == {
         name: value for name, value in default.items() if name not in own
     }

@@ -13,6 +13,7 @@ checkpoint, caches from their last shard, evaluations from their last sample.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -94,6 +95,7 @@ SYSTEMS = {
 _TRAINER_ARGUMENTS: dict[str, Any] = {"rm": RMTrainingArguments, "sft": MaskedTrainingArguments}
 _DESCRIBED = "; ".join(f"{name}: {system.described}" for name, system in SYSTEMS.items())
 _START, _START_SEED = "start", 1_000_000
+_FILE_NAME = re.compile(r"[\w.-]+")
 _STAGES = {**SYSTEMS, _START: System("sft", "where all but the base begin", history=False)}
 
 
@@ -147,6 +149,13 @@ class PostTrainingArguments:
         default='{"reveal": "confidence", "steps": 24, "revise": "reflective", "max_steps": 32}',
         metadata={"help": "Settings of generate_reflective for RM, as JSON."},
     )
+    other_decodings: str = field(
+        default="{}",
+        metadata={
+            "help": "Further rows of the tables: trained systems decoded otherwise, by their names, as JSON: "
+            '{"sft-above-0.99": {"system": "sft", "reveal_threshold": 0.99}}; what is not given is as for that system.'
+        },
+    )
     system_arguments: str = field(
         default="{}",
         metadata={"help": 'Training arguments of single systems, as JSON: {"rm-paper": {"blank_rows": 0.5}}.'},
@@ -179,6 +188,12 @@ class PostTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
 
+        for name, given in _from_json(self.other_decodings).items():
+            if name in SYSTEMS or not _FILE_NAME.fullmatch(name) or given.get("system") not in SYSTEMS:
+                raise ValueError(
+                    f"`other_decodings` has {name!r}: {given}. Pass names of letters, digits, dots and dashes that no "
+                    f"system has, each with a `system`: any of {', '.join(SYSTEMS)}."
+                )
         for name, given in _from_json(self.system_arguments).items():
             trainer = SYSTEMS[name].trainer if name in SYSTEMS else None
             known = {item.name for item in fields(_TRAINER_ARGUMENTS[trainer])} if trainer else set()
@@ -192,6 +207,14 @@ class PostTrainingArguments:
     def decoding(self, trainer: str | None) -> dict[str, Any]:
         """The settings for systems of this trainer."""
         return _from_json(self.rm_decoding if trainer == "rm" else self.sft_decoding)
+
+    def decoded_otherwise(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """`other_decodings`: by name the system, and all its settings."""
+        found = {}
+        for name, given in _from_json(self.other_decodings).items():
+            system, more = given["system"], {key: value for key, value in given.items() if key != "system"}
+            found[name] = (system, {**self.decoding(SYSTEMS[system].trainer), **more})
+        return found
 
 
 def _from_json(given: Any) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -97,28 +99,40 @@ def _check(run: PostTraining) -> None:
             f"`curve_forwards` is {budgets}, but its plot needs matplotlib: pip install 'hf-rm[recipes]', or leave it "
             "out."
         )
-    for kind in ("sft", "rm"):
-        ReflectiveGenerationConfig(**run.arguments.decoding(kind))
+    if taken := {*run.tests} & {*run.arguments.decoded_otherwise()}:
+        raise ValueError(f"`other_decodings` has {sorted(taken)}, which name tests: choose other names.")
+    others = [settings for _, settings in run.arguments.decoded_otherwise().values()]
+    for settings in (run.arguments.decoding("sft"), run.arguments.decoding("rm"), *others):
+        ReflectiveGenerationConfig(**settings)
     for rule in rules:
         budgeted(run, rule, 1)
 
 
 def _results(run: PostTraining, trained: Sequence[Trained], test: str, pages: _Pages) -> dict[str, Any]:
     """Evaluate on a test, with a table a seed, and over all seeds their means."""
-    evaluations = {(one.name, one.seed): run.evaluate(one, test=test) for one in trained}
+    rows = {(one.name, one.seed): (one, test) for one in trained}
+    evaluations = {key: run.evaluate(one, test=test) for key, (one, _) in rows.items()}
+    for name, (system, settings) in run.arguments.decoded_otherwise().items():
+        for one in trained:
+            if one.name == system:
+                folder = name if test == MAIN else f"{name}-{test}"
+                rows[name, one.seed] = (one, folder)
+                other = run.evaluate(one, settings, folder, test=test)
+                evaluations[name, one.seed] = replace(other, name=f"{name}, seed {one.seed}")
     records: dict[str, Any] = {
-        "systems": [_record(run, one, evaluations[one.name, one.seed], test) for one in trained]
+        "systems": [_record(run, name, *rows[name, seed], one) for (name, seed), one in evaluations.items()]
     }
     seeds, task = run.arguments.seeds, run.tests[test].name
+    spent = {(name, seed): run.cpu_minutes(one.name, seed) for (name, seed), (one, _) in rows.items()}
     for seed in seeds:
-        rows = [evaluation for (_, other), evaluation in evaluations.items() if other == seed]
-        minutes = {_MINUTES: [_shown_minutes(run.cpu_minutes(one.name, seed)) for one in trained if one.seed == seed]}
-        pages.say(text_results_table(rows, evaluations.get(("sft", seed)), f"{task}, seed {seed}", more=minutes))
+        shown = [evaluation for (_, its), evaluation in evaluations.items() if its == seed]
+        minutes = {_MINUTES: [_shown_minutes(cpu) for (_, its), cpu in spent.items() if its == seed]}
+        pages.say(text_results_table(shown, evaluations.get(("sft", seed)), f"{task}, seed {seed}", more=minutes))
     if len(seeds) > 1:
         found = records["means"] = means(evaluations)
         for name, row in found.items():
-            spent = [run.cpu_minutes(name, seed) for seed in seeds]
-            row["cpu_minutes"] = None if None in spent else float(np.mean([m for m in spent if m is not None]))
+            known = [m for seed in seeds if (m := spent[name, seed]) is not None]
+            row["cpu_minutes"] = float(np.mean(known)) if len(known) == len(seeds) else None
         title = f"{task}, means of {len(seeds)} seeds"
         pages.say(means_table(found, title))
         if any(row["by_group"] for row in found.values()):
@@ -138,14 +152,14 @@ def _revision_seen(run: PostTraining, revising: Sequence[Trained], pages: _Pages
             pages.say(f"trajectories of {one.label}: {write_replays(run, one)}")
 
 
-def _record(run: PostTraining, one: Trained, evaluation: TextEvaluation, test: str) -> dict[str, Any]:
+def _record(run: PostTraining, name: str, one: Trained, folder: str, evaluation: TextEvaluation) -> dict[str, Any]:
     return {
-        "system": one.name,
+        "system": name,
         "training_seed": one.seed,
         "decoding": evaluation.decoding,
         **evaluation.summary(),
         "training_seconds": run.training_seconds(one.name, one.seed),
-        "evaluation_seconds": read_clock(run.evaluation_folder(one, test) / CLOCK_FILE),
+        "evaluation_seconds": read_clock(run.evaluation_folder(one, folder) / CLOCK_FILE),
     }
 
 
@@ -270,7 +284,8 @@ def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
     """
     A decoding of at most so many forward passes; one that revises has all masks revealed after three quarters of them.
 
-    Rules with a schedule get a shorter one; a threshold, which has none, has to reveal more a step.
+    Rules with a schedule get a shorter one; a threshold, which has none, has to reveal more a step, unless the budget
+    is no smaller than the bound it has anyway.
 
     Args:
         run: Its arguments hold the decodings.
@@ -289,7 +304,8 @@ def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
     scheduled = REVEAL_RULES[ReflectiveGenerationConfig(**settings).reveal].follows_schedule
     reveals = forwards if rule == "sft" else max(1, round(REVEAL_SHARE * forwards))
     at_least = -(-run.arguments.completion_length // reveals)
-    pace = {"steps": reveals} if scheduled else {"min_reveals_per_step": at_least}
+    hurried = forwards < (settings.get("max_steps") or math.inf)
+    pace = {"steps": reveals} if scheduled else {"min_reveals_per_step": at_least} if hurried else {}
     limits = {"max_remasks_per_position": 1, "max_remask_ratio": 0.25}
     free = {"revise": rule, "revise_threshold": thresholds[rule], **limits} if rule in thresholds else {}
     return {**settings, **pace, **free, "max_steps": forwards}

@@ -219,6 +219,47 @@ def test_a_budget_holds_where_a_threshold_reveals(tmp_path: Path, base: str, rul
         budgeted(run, "t2m", 4)
 
 
+def test_a_budget_as_large_as_the_decodings_own_bound_hurries_nobody(tmp_path: Path, base: str) -> None:
+    threshold = {"preset": "fast-dllm", "block_length": None, "reveal_threshold": 0.9, "max_steps": 32}
+    run = prepared(tmp_path, base, sft_decoding=threshold)
+    assert budgeted(run, "sft", 32) == threshold
+    assert budgeted(run, "sft", 16) == {**threshold, "min_reveals_per_step": 3, "max_steps": 16}
+    assert "min_reveals_per_step" not in budgeted(run, "low_prob", 32)
+
+
+def test_a_system_may_be_decoded_in_other_ways_too(tmp_path: Path, base: str, capsys) -> None:
+    others = {"rm-only-writes": {"system": "rm", "revise": None}, "sft-1": {"system": "sft", "steps": 1}}
+    run = prepared(tmp_path, base, systems=["sft", "rm"], other_decodings=others, seeds=[0, 1], recall_samples=0)
+    report(run)
+    records = json.loads((tmp_path / "records.json").read_text())
+    rows = {(row["system"], row["training_seed"]): row for row in records["systems"]}
+    assert {name for name, _ in rows} == {"sft", "rm", "rm-only-writes", "sft-1"} and len(rows) == 8
+    assert rows["rm-only-writes", 1]["revision"]["remasks"] == 0 < rows["rm", 1]["forwards"]
+    assert rows["sft-1", 0]["forwards"] == 1 and rows["sft-1", 0]["name"] == "sft-1, seed 0"
+    assert records["means"]["sft-1"]["cpu_minutes"] == records["means"]["sft"]["cpu_minutes"] > 0
+    assert (tmp_path / "seed1" / "evaluation" / "sft-sft-1" / "part-0-of-1" / "samples.jsonl").exists()
+    assert "rm-only-writes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "others", [{"sft": {"system": "sft"}}, {"a/b": {"system": "sft"}}, {"a": {}}, {"a": {"system": "start"}}]
+)
+def test_other_decodings_without_a_name_or_a_system_are_refused(tmp_path: Path, base: str, others) -> None:
+    with pytest.raises(ValueError, match="`other_decodings` has"):
+        prepared(tmp_path, base, other_decodings=others)
+
+
+def test_other_decodings_that_cannot_work_are_refused_before_anything_is_trained(tmp_path: Path, base: str) -> None:
+    run = prepared(tmp_path, base, other_decodings={"a": {"system": "rm", "reveal": "al"}})
+    with pytest.raises(ValueError, match="`reveal`"):
+        report(run)
+    assert not (tmp_path / "seed0").exists()
+    easy = OtherProblems("easy", [], [])
+    named = PostTrainingArguments(**{**vars(run.arguments), "other_decodings": {"easy": {"system": "rm"}}})
+    with pytest.raises(ValueError, match="`other_decodings` has .'easy'., which name tests"):
+        report(PostTraining(named, run.training, run.task, more_tests=[easy]))
+
+
 def test_a_replay_grades_what_the_evaluation_does_the_text_before_the_first_end(monkeypatch):
     tokenizer = build_math_tokenizer()
     ids = [*tokenizer("#### 5")["input_ids"], tokenizer.eos_token_id, *tokenizer("#### 9")["input_ids"]]
