@@ -155,13 +155,19 @@ def test_it_meets_the_targets_as_it_decodes_by_itself(document, model):
     assert document["decoding"] == default_decoding(model.generation_config)
     (record,) = records_of(document, source="generated", decoding=document["decoding"])
     assert record["boards"] >= 10_000
-    assert record["gap"] <= 0.010  # its interval's upper end was wanted there: it is not, and the README says so
+    assert record["gap"] <= 0.010
     assert record["exact_on_unique"] >= 0.99
     assert record["valid_rate"] >= 0.995
     assert record["conflict_cells"] <= 0.02
     assert record["replay_mistake"] <= 0.01
     (real,) = records_of(document, source="real", decoding=document["decoding"])
     assert real["boards"] == 2000
+
+
+@pytest.mark.xfail(strict=True, reason="a target that is missed, by 0.28 points on these boards; the README says so")
+def test_the_gap_is_within_a_point_at_its_upper_end_too(document):
+    (record,) = records_of(document, source="generated", decoding=document["decoding"])
+    assert record["gap_high"] <= 0.010
 
 
 def test_its_training_fits_the_hour(document):

@@ -94,10 +94,12 @@ def test_the_checks_for_what_is_left_find_it(marked: Path) -> None:
 # What the machine gives
 
 
-def test_what_runs_in_the_sandbox_is_skipped_with_a_reason_unless_it_is_required() -> None:
+def test_ci_does_not_skip_what_runs_in_the_sandbox() -> None:
     without, there = SandboxSupport(False, "a user namespace", (), False), SandboxSupport(True, "", (), True)
     assert "a user namespace" in skip_reason(without, {}) and REQUIRED in skip_reason(without, {REQUIRED: "0"})
     assert skip_reason(without, {REQUIRED: "1"}) == skip_reason(there, {}) == ""
+    script = Path(__file__).parents[2] / ".ci" / "run"
+    assert f"export {REQUIRED}=1" in script.read_text().splitlines()
 
 
 @pytest.mark.skipif(not is_required(os.environ), reason=f"{REQUIRED} is not set")

@@ -1,8 +1,8 @@
 """
 Tests that run model-written code in isolation.
 
-Where a machine gives none they are skipped, with the reason. With HF_RM_REQUIRE_SANDBOX=1 they run all the same, and
-fail, so that no run is green that has not seen the sandbox.
+Where a machine gives none they are skipped, with the reason. CI says HF_RM_REQUIRE_SANDBOX=1: there they run all the
+same, and fail, so that no run is green that has not seen the sandbox.
 """
 
 import os
