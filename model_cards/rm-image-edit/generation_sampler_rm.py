@@ -85,8 +85,7 @@ def most_probable(logits: Tensor, part: int = 1024) -> tuple[Tensor, Tensor]:
     """
     The greatest of (b, A, V) scores and its index, the first among equals, as `max(-1)` has them.
 
-    On a CPU in two stages, first the parts' greatest: `amax` is vectorised there, and `max` with indices is not (three
-    times as fast at V = 126,464).
+    On a CPU in two stages, first the parts' greatest: `amax` is vectorised there, and `max` with indices is not.
 
     Example:
         >>> most_probable(torch.tensor([[[1.0, 3.0, 3.0]]]))
@@ -111,7 +110,7 @@ def log_partition(logits: Tensor) -> Tensor:
     """
     Log sum exp of (b, A, V) scores in float32, (b, A).
 
-    On a CPU a part at a time that its cache holds in float32: three times as fast, and no copy of all the scores.
+    On a CPU a part at a time that its cache holds in float32, without a copy of all the scores.
 
     Example:
         >>> log_partition(torch.zeros(1, 2, 8).bfloat16()).exp()

@@ -47,7 +47,7 @@ def test_differences_are_paired_over_the_edits_that_both_have() -> None:
     assert (found.value, found.observations) == (3.5, 2)
     assert found.high - found.value == pytest.approx(1.959964 * np.std([4, 3], ddof=1) / 2**0.5)
     text = markdown_comparisons([one, other])
-    assert "| psnr | 3.5 (2.52 to 4.48) * |" in text and "| ssim | 0 (0 to 0) |" in text
+    assert "| psnr | 3.5 (2.52 to 4.48) *, n = 2 |" in text and "| ssim | 0 (0 to 0) |" in text
     assert comparisons([one]) == [] and markdown_comparisons([one]) == ""
     assert "| sft, seed 0 | 2 (" in markdown_table([one, other])
 

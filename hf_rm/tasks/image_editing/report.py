@@ -256,10 +256,15 @@ def _comparison(title: str, base: Record, others: Sequence[Record], where_both_a
     columns = [differences(record, base, where_both_acted) for record in others]
     counts = [column["coverage"].observations for column in columns]  # every edit has one
     rows = [["edits", *map(str, counts)]]
-    rows += [[name, *(starred(column[name]) for column in columns)] for name in MEASURES if name != "acted"]
-    if not where_both_acted:
-        rows.append(["acted", *(starred(column["acted"]) for column in columns)])
+    for name in MEASURES:
+        if name != "acted" or not where_both_acted:
+            rows.append([name, *(_of_edits(column[name], count) for column, count in zip(columns, counts, strict=True))])
     return Comparison(title, ["", *(record["name"] for record in others)], rows)
+
+
+def _of_edits(of: Interval, edits: int) -> str:
+    """A difference, and over how many edits where not all of them have the measure."""
+    return starred(of) if of.observations == edits else f"{starred(of)}, n = {of.observations}"
 
 
 def comparison_tables(records: Sequence[Record], title: str) -> list[Table]:
