@@ -8,6 +8,7 @@ Importing the package registers the wrapper with transformers' Auto classes, so 
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,15 @@ __all__ = [
 ]
 
 register_conversions()
+
+
+def _of_another_model(record: logging.LogRecord) -> bool:
+    """transformers' report of an adapter calls a tied head's rows newly initialized; ours raises where they are."""
+    return "MaskedDiffusion LOAD REPORT" not in record.getMessage()
+
+
+logging.getLogger("transformers.integrations.peft").addFilter(_of_another_model)
+
 _WRAPPERS: dict[type[RMConfig], Any] = {RMConfig: RMForMaskedDiffusion, RemeDiConfig: RemeDiForMaskedDiffusion}
 for _type, _config in {**{_config.model_type: _config for _config in _WRAPPERS}, **CONFIGS}.items():
     AutoConfig.register(_type, _config, exist_ok=True)

@@ -57,6 +57,7 @@ class Denoiser:
     def __init__(self, model: Any, config: ReflectiveGenerationConfig, canvas: Canvas, mask_token_id: int) -> None:
         self.model = model
         self.scale = config.guidance_scale
+        self.branches = 1 if self.scale == 1.0 else 2
         self.mask_token_id = mask_token_id
         self.use_history = reads_history(model.config, config.use_history)
         self.block_length: int | None = getattr(model.config, "attention_block_length", None)
@@ -74,8 +75,7 @@ class Denoiser:
             block_length = self._check_cache()
             # A revision of an earlier block invalidates all that comes after it: nothing is kept then.
             if not self.revisits:
-                branches = 1 if self.scale == 1.0 else 2
-                self.cache = BlockCache(canvas, block_length, branches, blocks_from_answer(model.config))
+                self.cache = BlockCache(canvas, block_length, self.branches, blocks_from_answer(model.config))
 
     def __call__(self, rows: Rows, window: Tensor | None) -> Denoised:
         """
@@ -84,10 +84,9 @@ class Denoiser:
         `forwards` (b,) is then how many forward passes each row took part in, one for a block that was committed to
         the cache included.
         """
-        branches = 1 if self.scale == 1.0 else 2
-        self.forwards = torch.full_like(rows.block, branches)
+        self.forwards = torch.full_like(rows.block, self.branches)
         if self.cache is not None:
-            self.forwards += branches * self._commit(rows)
+            self.forwards += self.branches * self._commit(rows)
         conditional, rows.history = self._branch(rows, rows.ids, rows.history, window, 0)
         if self.scale == 1.0:
             return conditional
@@ -116,8 +115,6 @@ class Denoiser:
                 ids, rows.attention_mask, rows.editable, history, self.use_history, window, **caching
             )
             after = result.history
-            if self.cache is not None:
-                self.cache.filled[branch] = True
         else:
             assert window is not None
             result, after = self._cached(rows, ids, history, window, rows.block, branch)
@@ -244,7 +241,8 @@ class BlockCache:
         self.filled = [False] * branches
 
     def begin(self, branch: int, length: int) -> Cache:
-        """A cache that takes the whole canvas in."""
+        """A cache that takes the whole canvas in; the branch is filled with the forward pass it goes into."""
+        self.filled[branch] = True
         return _Layers(self.layers[branch], None, length)
 
     def at(self, branch: int, places: Tensor) -> Cache:

@@ -20,7 +20,7 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import PartialState
@@ -28,9 +28,11 @@ from rich.console import Console
 from rich.table import Table
 from trl import TrlParser
 
-from hf_rm import RMTrainingArguments
+from hf_rm import ReflectiveGenerationConfig, RMTrainingArguments
 from hf_rm.evaluation import evaluate_multiple_choice, paired_bootstrap, shown_interval, wilson_interval
+from hf_rm.evaluation.multiple_choice import Normalise
 from hf_rm.processes import gathered, own_share
+from hf_rm.tasks._records import read_told
 from hf_rm.tasks.multiple_choice import ChoiceProblem, read_arc
 from hf_rm.tasks.post_training import PostTraining, PostTrainingArguments, Trained
 from hf_rm.tasks.text import TextSample
@@ -63,24 +65,58 @@ class ArcArguments(PostTrainingArguments):
     recall_samples: int = field(default=0, init=False)
     replay_samples: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        samples = self.likelihood_samples
+        if samples is not None and (not isinstance(samples, int) or samples < 1):
+            raise ValueError(
+                f"`likelihood_samples` is {samples!r}: pass an integer of at least 1, or leave it out for "
+                "one forward pass."
+            )
+        if self.normalise not in get_args(Normalise):  # argparse checks the command line's, not a YAML file's
+            raise ValueError(f"`normalise` is {self.normalise!r}: pass one of {', '.join(get_args(Normalise))}.")
+        ReflectiveGenerationConfig(**self.decoding("sft"))  # the harvest decodes
+
 
 class ArcTask:
-    """Questions with their right answer as completion."""
+    """Questions with their right answer as completion; what is left out of the data is told in `remarks`."""
 
     name = "arc"
 
     def __init__(self, train_data: str, test_data: str) -> None:
         self.train_data, self.test_data = train_data, test_data
+        self.remarks: list[str] = []
 
     @cached_property
     def problems(self) -> list[ChoiceProblem]:
         """Held-out questions."""
-        return read_arc(self.test_data)
+        return self._read(self.test_data)
 
     def train(self) -> list[TextSample]:
         """Without questions that are held out too."""
+        return self._learnt
+
+    @cached_property
+    def _learnt(self) -> list[TextSample]:
         held_out = {problem.question for problem in self.problems}
-        return [problem.sample for problem in read_arc(self.train_data) if problem.question not in held_out]
+        problems = self._read(self.train_data)
+        kept = [problem.sample for problem in problems if problem.question not in held_out]
+        if not kept:
+            raise ValueError(f"every question of {self.train_data} is held out: pass other `train_data`.")
+        if len(kept) < len(problems):
+            count = len(problems) - len(kept)
+            self.remarks.append(f"{self.train_data}: {count:,} questions are held out, and not trained on")
+        return kept
+
+    def _read(self, source: str) -> list[ChoiceProblem]:
+        """Of two questions with the same id the first stays."""
+        problems, once = read_told(source, read_arc, self.remarks), dict[str, ChoiceProblem]()
+        for problem in problems:
+            once.setdefault(problem.key, problem)
+        if len(once) < len(problems):
+            count = len(problems) - len(once)
+            self.remarks.append(f"{source}: {count:,} questions have the id of another one, and are left out")
+        return list(once.values())
 
     def test(self) -> list[TextSample]:
         """The held-out questions with their right answer."""
@@ -97,7 +133,7 @@ def main() -> None:
     task = ArcTask(arguments.train_data, arguments.test_data)
     run = PostTraining(arguments, training, task)
     trained = run.systems()
-    problems = task.problems[: arguments.eval_samples]
+    problems = task.problems[: len(run.held_out())]  # which tells what was left out
     found = {(one.name, one.seed): choose(run, arguments, problems, one) for one in trained}
     if not PartialState().is_main_process:
         return

@@ -39,6 +39,7 @@ from trl import TrlParser
 
 from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
 from hf_rm.corruption import build_law
+from hf_rm.corruption.shards import file_digest
 from hf_rm.tasks.image_editing import (
     EditExamples,
     PatchCodebook,
@@ -47,6 +48,7 @@ from hf_rm.tasks.image_editing import (
     load_codebook,
 )
 from hf_rm.tasks.image_editing.card import write_image_card
+from hf_rm.tasks.image_editing.checks import check_counts, check_probabilities, check_weight, refuse_blank_rows
 from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
 from hf_rm.tasks.image_editing.edit import DECODINGS, EditRun
 from hf_rm.tasks.image_editing.editor import ImageEditor
@@ -113,7 +115,8 @@ class ImageEditArguments:
     false_alarms: float = field(
         default=0.02, metadata={"help": "Share of the unedited canvas that is corrupted too: to be taken back."}
     )
-    start: dict[str, Any] | str = field(
+    # Without None, HfArgumentParser makes `dict` read the command line's text.
+    start: dict[str, Any] | str | None = field(
         default_factory=dict,
         metadata={
             "help": "What all systems of a seed begin with: vanilla SFT with these settings (max_steps, "
@@ -149,15 +152,25 @@ class ImageEditArguments:
         default=None, metadata={"help": "Where to put the first system of the first seed, with a model card."}
     )
 
+    def __post_init__(self) -> None:
+        unknown = set(self.systems) - set(SYSTEMS)
+        if unknown:
+            raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
+        if (self.train_pairs is None) != (self.eval_pairs is None):
+            raise ValueError("`train_pairs` and `eval_pairs` go together: pass both, or neither for composed edits.")
+        for name in as_dict(self.start, "start"):
+            if name not in _SHARED:
+                raise ValueError(f"`start` names {name!r}: pass any of {', '.join(_SHARED)}.")
+        check_probabilities(self, "text_drop", "image_drop", "first_states", "false_alarms")
+        check_weight("unlikelihood_weight", self.unlikelihood_weight)
+        check_counts(self, "train_edits", "eval_edits", "sheet_edits", "patch", least=1)
+        check_counts(self, "dev_edits", "other_edits")
+
 
 def main() -> None:
     """Train and evaluate every system and seed; print the table."""
     arguments, training = TrlParser((ImageEditArguments, RMTrainingArguments)).parse_args_and_config()
-    unknown = set(arguments.systems) - set(SYSTEMS)
-    if unknown:
-        raise ValueError(f"`systems` names {sorted(unknown)}: pass any of {', '.join(SYSTEMS)}.")
-    if (arguments.train_pairs is None) != (arguments.eval_pairs is None):
-        raise ValueError("`train_pairs` and `eval_pairs` go together: pass both, or neither for composed edits.")
+    refuse_blank_rows(training)
     scorer = None if arguments.vqa is None else load_scorer(arguments.vqa)
     with PartialState().main_process_first():
         book = codebook(arguments, Path(training.output_dir))
@@ -236,7 +249,9 @@ def run_settings(arguments: ImageEditArguments, training: RMTrainingArguments) -
     arguments_of_training = {item.name: getattr(training, item.name) for item in dataclasses.fields(training)}
     settings = settings_that_matter(arguments_of_training)
     settings |= {name: getattr(arguments, name) for name in _RECIPE_SETTINGS}
-    own = {} if arguments.train_pairs is None else {"train_pairs": arguments.train_pairs}
+    own = {}
+    if arguments.train_pairs is not None:
+        own = {"train_pairs": arguments.train_pairs, "train_pairs_digest": file_digest(Path(arguments.train_pairs))}
     return settings | {"start": as_dict(arguments.start)} | own
 
 
@@ -298,8 +313,6 @@ def started(
         return None, 0.0
     of_start, plain = copy.deepcopy(training), dataclasses.replace(arguments, start={})
     for name, value in changes.items():
-        if name not in _SHARED:
-            raise ValueError(f"`start` names {name!r}: pass any of {', '.join(_SHARED)}.")
         setattr(of_start, name, value)
     folder = run_folder(training, "start", seed)
     claim_folder(folder, run_settings(plain, of_start))

@@ -21,7 +21,7 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
+from hf_rm.adapters_rm import HUB_ARGUMENTS
 from hf_rm.corruption import build_law
+from hf_rm.corruption.shards import file_digest
 from hf_rm.hub import save_adapter_for_hub, save_for_hub
 from hf_rm.tasks.image_editing.buckets import SizedCollator, SizedRows, bucket_cut, by_size
+from hf_rm.tasks.image_editing.checks import (
+    check_counts,
+    check_probabilities,
+    check_scale,
+    check_weight,
+    refuse_blank_rows,
+)
 from hf_rm.tasks.image_editing.collator import edit_collator
 from hf_rm.tasks.image_editing.dimoo import DimooEditor
 from hf_rm.tasks.image_editing.metrics import load_scorer, vqa_score
@@ -52,8 +61,9 @@ from hf_rm.tasks.image_editing.report import (
 )
 from hf_rm.tasks.image_editing.sheets import write_edit_sheet
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
+from hf_rm.tasks.remask.problems import as_dict
 from hf_rm.training import default_lora_config
-from hf_rm.training.stages import claim_folder, write_json
+from hf_rm.training.stages import claim_folder, settings_that_matter, write_json
 
 
 @dataclass
@@ -87,6 +97,11 @@ class LuminaArguments:
     )
 
     def __post_init__(self) -> None:
+        check_probabilities(self, "first_states", "text_drop", "image_drop")
+        check_weight("unlikelihood_weight", self.unlikelihood_weight)
+        for name in ("text_guidance", "image_guidance"):
+            check_scale(name, getattr(self, name))
+        check_counts(self, "sheet_edits", least=1)
         if self.size < 32 or self.size % 32:
             raise ValueError(f"`size` is {self.size}: pass a multiple of 32 pixels, the checkpoint's crops.")
         if self.eval_batch_size < 1 or self.base_steps < 1 or self.lora_rank < 0:
@@ -99,6 +114,7 @@ class LuminaArguments:
 def main() -> None:
     """Train, unless that is done; evaluate; print the tables."""
     arguments, training = TrlParser((LuminaArguments, RMTrainingArguments)).parse_args_and_config()
+    refuse_blank_rows(training)
     scorer = None if arguments.vqa is None else load_scorer(arguments.vqa)
     held_out = by_size(EditPairReader(arguments.eval_pairs, bucket_cut(arguments.size)))
     root, console = Path(training.output_dir), Console(width=None if sys.stdout.isatty() else 170)
@@ -138,13 +154,13 @@ def settings(arguments: LuminaArguments, training: RMTrainingArguments) -> dict[
         "train_pairs", "base", "revision", "size", "lora_rank", "first_states", "text_drop", "image_drop",
         "unlikelihood_weight",
     )  # fmt: skip
-    theirs = (
-        "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "law", "horizon", "max_attempts", "min_corruption_rate", "max_corruption_rate", "full_corruption",
-        "edit_weight", "pool_fraction", "pool_start_step", "pool_start", "bf16", "seed",
-    )  # fmt: skip
     found = {name: getattr(arguments, name) for name in ours}
-    return found | {name: getattr(training, name) for name in theirs} | {"processes": training.world_size}
+    found["train_pairs_digest"] = file_digest(Path(arguments.train_pairs))
+    theirs = {item.name: getattr(training, item.name) for item in fields(training)}
+    # What fetches the checkpoint is no setting, and a token is not to be written down.
+    loading, fetching = as_dict(training.model_init_kwargs), set(HUB_ARGUMENTS) - {"revision"}
+    theirs["model_init_kwargs"] = {key: value for key, value in loading.items() if key not in fetching}
+    return settings_that_matter(theirs) | found | {"processes": training.world_size}
 
 
 def on_device(editor: DimooEditor) -> DimooEditor:

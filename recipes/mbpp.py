@@ -20,6 +20,7 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from accelerate import PartialState
 from trl import TrlParser
@@ -62,16 +63,25 @@ class MBPPArguments(PostTrainingArguments):
         },
     )
     timeout: float = field(default=10.0, metadata={"help": "Seconds a program may run."})
+    isolation: Literal["full", "none"] = field(
+        default="full",
+        metadata={
+            "help": "'full' runs the model's programs in the sandbox, and refuses to begin where the machine gives "
+            "none. 'none' runs them unprotected: they can read and change what you can. For a machine with nothing to "
+            "lose, such as a container of its own."
+        },
+    )
 
 
 def main() -> None:
     """Train and evaluate every system that the arguments name."""
     arguments, training = TrlParser((MBPPArguments, RMTrainingArguments)).parse_args_and_config()
-    timeout, seed = arguments.timeout, arguments.split_seed
-    task = CodeTask(arguments.task, arguments.train_data, arguments.test_data, timeout, split_seed=seed)
+    sandbox: dict[str, Any] = {"timeout": arguments.timeout, "isolation": arguments.isolation}
+    seed = arguments.split_seed
+    task = CodeTask(arguments.task, arguments.train_data, arguments.test_data, split_seed=seed, **sandbox)
+    more_tests = more_code_tests(arguments.more_tests, **sandbox)
     if arguments.fresh_base:
         arguments.base = str(fresh_base(task, Path(training.output_dir) / "base"))
-    more_tests = more_code_tests(arguments.more_tests, timeout=timeout)
     report(PostTraining(arguments, training, task, more_tests=more_tests))
 
 

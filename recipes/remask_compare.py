@@ -36,17 +36,17 @@ class CompareArguments(ProblemArguments):
 
     output_dir: str = field(default="outputs/remask-compare", metadata={"help": "Where everything goes."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the training."})
-    stages: dict[str, Any] | str = field(
+    stages: dict[str, Any] | str | None = field(
         default_factory=dict,
         metadata={
             "help": "By name: `trainer` (sft, remask, rm, rl, given), `after`, `shown`, and settings of the trainer."
         },
     )
-    supervised: dict[str, Any] | str = field(
+    supervised: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Settings of all supervised stages, which a stage's own go before."}
     )
-    rl: dict[str, Any] | str = field(default_factory=dict, metadata={"help": "The same for reinforcement."})
-    shared: dict[str, Any] | str = field(default_factory=dict, metadata={"help": "The same for all trainers."})
+    rl: dict[str, Any] | str | None = field(default_factory=dict, metadata={"help": "The same for reinforcement."})
+    shared: dict[str, Any] | str | None = field(default_factory=dict, metadata={"help": "The same for all trainers."})
     baseline: str | None = field(
         default=None, metadata={"help": "The stage that differences are taken to; the first."}
     )

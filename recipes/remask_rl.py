@@ -45,14 +45,14 @@ class RemaskRLRecipeArguments(ProblemArguments):
     start: str | None = field(
         default=None, metadata={"help": "A trained model of the policy; by default it is trained here first."}
     )
-    sft: dict[str, Any] | str = field(
+    sft: dict[str, Any] | str | None = field(
         default_factory=dict,
         metadata={"help": "Settings of the supervised stage: RemaskSFTArguments or RMTrainingArguments."},
     )
-    sft_rm: dict[str, Any] | str = field(
+    sft_rm: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Those that differ with --policy rm, on top of `sft`."}
     )
-    sft_remedi: dict[str, Any] | str = field(
+    sft_remedi: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Those that differ with --policy remedi, on top of `sft`."}
     )
     lora_rank: int = field(

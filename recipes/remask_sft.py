@@ -39,7 +39,7 @@ class RemaskSFTRecipeArguments(ProblemArguments):
     proposal: str = field(
         default="uniform", metadata={"help": "Wrong tokens of questions' answers: 'uniform', or 'top-k' of the base."}
     )
-    wrapper: dict[str, Any] | str = field(
+    wrapper: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Arguments of RemeDiConfig, such as policy_layers."}
     )
     lora_rank: int = field(default=0, metadata={"help": "Train an adapter of this rank; 0 trains all weights."})

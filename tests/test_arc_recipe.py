@@ -169,6 +169,56 @@ def test_a_question_that_is_too_long_is_counted_and_named(
     assert "1 of 6 questions are too long, they count as wrong: ['q4']" in capsys.readouterr().out
 
 
+def test_bad_records_and_ids_that_are_there_twice_are_counted(
+    launch: Any, bases: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = questions(tmp_path, "test.jsonl", *range(5))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    bad = [{**rows[0], "id": "bad", "answerKey": "E"}, rows[1], {**rows[2], "question": "Another?"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*bad[:1], *rows, *bad[1:]]))
+    (one,) = launch(bases[0], eval_samples=4)
+    assert [*one["right"]] == ["q0", "q1", "q2", "q3"]
+    shown = capsys.readouterr().out
+    assert f"{path}: 1 of 8 records left out: test.jsonl, record 1 has the 'answerKey' 'E'" in shown
+    assert f"{path}: 1 duplicates dropped" in shown
+    assert f"{path}: 1 questions have the id of another one, and are left out" in shown
+
+
+def test_of_two_training_questions_with_one_id_the_first_stays(arc: ModuleType, tmp_path: Path) -> None:
+    train = questions(tmp_path, "train.jsonl", 2, 3, 4)
+    again = questions(tmp_path, "again.jsonl", 3, extra=" Really?")
+    train.write_text(train.read_text() + again.read_text())
+    task = arc.ArcTask(str(train), str(questions(tmp_path, "test.jsonl", 4)))
+    assert [sample.prompt for sample in task.train()] == [f"Question: Which is number {i}?\nAnswer:" for i in (2, 3)]
+    assert task.remarks == [
+        f"{train}: 1 questions have the id of another one, and are left out",
+        f"{train}: 1 questions are held out, and not trained on",
+    ]
+    with pytest.raises(ValueError, match="every question of .*train.jsonl is held out: pass other `train_data`"):
+        arc.ArcTask(str(train), str(train)).train()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"likelihood_samples": 0}, "`likelihood_samples` is 0: pass an integer of at least 1, or leave it out"),
+        ({"normalise": "words"}, "`normalise` is 'words': pass one of none, tokens, characters"),
+        ({"sft_decoding": '{"steps": 0}'}, "`steps` is 0"),
+        ({"eval_samples": -5}, "`eval_samples` is -5"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_made(
+    arc: ModuleType, bases: list[Path], tmp_path: Path, setting: dict[str, Any], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = tmp_path / "config.yaml"  # argparse itself would refuse some of them, but not from a file
+    config.write_text(json.dumps(setting))
+    monkeypatch.setattr(sys, "argv", ["arc.py", *flags(tmp_path, bases[0]), "--config", str(config)])
+    with pytest.raises(ValueError, match=message):
+        arc.main()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "name", ["rm_decoding", "curve_forwards", "training_free", "recall_samples", "replay_samples"]
 )

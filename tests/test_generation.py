@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -705,6 +706,17 @@ BAD = {
     "a negative id": ({"input_ids": torch.tensor([[4, -100, 0]])}, "input_ids"),
     "attention mask shape": ({"attention_mask": torch.ones(2, 4)}, "attention_mask"),
     "attention mask list": ({"attention_mask": [[1, 1, 1], [1, 1, 1]]}, "attention_mask"),
+    "attention mask nan": (
+        {"attention_mask": torch.tensor([[1.0, float("nan"), 1.0], [1.0, 1.0, 1.0]])},
+        "`attention_mask` holds nan: pass 1",
+    ),
+    "attention mask negative": (
+        {"attention_mask": torch.tensor([[1, 1, 1], [-1, 1, 1]])},
+        "`attention_mask` holds -1",
+    ),
+    "attention mask 2": ({"attention_mask": torch.tensor([[1, 1, 2], [1, 1, 1]])}, "`attention_mask` holds 2"),
+    "attention mask additive": ({"attention_mask": torch.zeros(2, 3) - torch.inf}, "`attention_mask` holds -inf"),
+    "attention mask array": ({"attention_mask": torch.ones(2, 3).numpy()}, "`attention_mask` is ndarray"),
     "editable mask shape": ({"editable_mask": torch.ones(2, 4, dtype=torch.bool)}, "editable_mask"),
     "editable mask rank": ({"editable_mask": torch.ones(3, dtype=torch.bool)}, "editable_mask"),
     "editable mask dtype": ({"editable_mask": torch.ones(2, 3)}, "editable_mask"),
@@ -716,6 +728,18 @@ BAD = {
     "mask id negative": ({"mask_token_id": -1}, "mask_token_id"),
     "mask id no integer": ({"mask_token_id": "0"}, "mask_token_id"),
     "suppressed id outside": ({"suppressed_token_ids": [9]}, "suppressed_token_ids"),
+    "suppressed fraction": (
+        {"suppressed_token_ids": [1.5]},
+        r"`suppressed_token_ids` is \[1.5\]: pass a list of token",
+    ),
+    "suppressed whole float": ({"suppressed_token_ids": [1.0]}, "`suppressed_token_ids` is .*pass a list"),
+    "suppressed bool": ({"suppressed_token_ids": [True]}, "`suppressed_token_ids` is .*pass a list"),
+    "suppressed text": ({"suppressed_token_ids": "12"}, "`suppressed_token_ids` is '12': pass a list"),
+    "suppressed number": ({"suppressed_token_ids": 5}, "`suppressed_token_ids` is 5: pass a list"),
+    "suppressed tensor": (
+        {"suppressed_token_ids": torch.tensor([1, 2])},
+        "`suppressed_token_ids` is tensor.*pass a list",
+    ),
     "everything suppressed": ({"suppressed_token_ids": [1, 2, 3, 4, 5, 6]}, "suppressed_token_ids"),
     "negative steps": ({"steps": -1, "reveal": "confidence"}, "steps"),
     "negative max_steps": ({"max_steps": -3}, "max_steps"),
@@ -742,6 +766,10 @@ BAD = {
     "generators of another number, greedy": ({"generator": generators(0)}, "generator"),
     "a seed for a generator": ({"generator": 42}, r"`generator` is 42: .*manual_seed\(42\)"),
     "seeds for generators": ({"generator": [1, 2], "temperature": 1.0}, r"`generator` is \[1, 2\]"),
+    "no generators": ({"generator": [None, None]}, r"`generator` is \[None, None\]"),
+    "no generators, sampling": ({"generator": [None, None], "temperature": 1.0}, r"`generator` is \[None, None\]"),
+    "a text for a streamer": ({"streamer": "x"}, r"`streamer` is 'x': pass an object with put\(ids\) and end\(\)"),
+    "a list for a streamer": ({"streamer": []}, r"`streamer` is \[\]"),
     "history no bool": ({"use_history": "no"}, "`use_history` is 'no': pass one of True, False, None"),
     "trajectory no bool": ({"output_trajectory": "yes"}, "`output_trajectory` is 'yes': pass one of True, False"),
     "cache no bool": ({"use_cache": None}, "`use_cache` is None"),
@@ -786,3 +814,7 @@ def test_the_good_arguments_of_the_bad_cases_do_run() -> None:
     """So that the cases above fail for the reason they name."""
     output = ScriptedModel(steady).generate_reflective(IDS, torch.ones(2, 3), IDS == 0, generator=generators(0, 1))
     assert output.converged.all()
+    for ids in ([], (1, 2), {1, 2}, range(1, 3), [np.int64(1)]):
+        assert ScriptedModel(steady).generate_reflective(IDS, suppressed_token_ids=ids).converged.all()
+    for dtype in (torch.bool, torch.uint8, torch.bfloat16):
+        assert ScriptedModel(steady).generate_reflective(IDS, torch.ones(2, 3, dtype=dtype)).converged.all()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from tiny_text import character_llada
 
 from hf_rm import ReflectiveGenerationConfig, RMTrainingArguments
+from hf_rm.evaluation import sandbox
+from hf_rm.evaluation.sandbox import SandboxSupport, SandboxUnavailableError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -156,8 +159,8 @@ def test_mbpp(tmp_path, base):
     assert (record["samples"], other["samples"]) == (4, 1)
 
 
-def arguments_of(recipe: str) -> tuple[type, ...]:
-    """The dataclasses that a recipe parses, by its own words."""
+def module_of(recipe: str) -> ModuleType:
+    """A recipe as a module."""
     path, name = list(sys.path), f"{recipe}_recipe"
     specification = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{recipe}.py")
     assert specification is not None and specification.loader is not None
@@ -165,8 +168,55 @@ def arguments_of(recipe: str) -> tuple[type, ...]:
     sys.modules[name] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     sys.path[:] = path
-    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == name]
+    return module
+
+
+def arguments_of(recipe: str) -> tuple[type, ...]:
+    """The dataclasses that a recipe parses, by its own words."""
+    module = module_of(recipe)
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
     return next(kind for kind in own if kind.__name__.endswith("Arguments")), RMTrainingArguments
+
+
+@pytest.fixture
+def main(base, tmp_path, monkeypatch):
+    """Run a recipe in this process, which shall not get to its data."""
+
+    def run(recipe: str, **settings) -> None:
+        values = {**SMALL, "base": base, "output_dir": tmp_path / "out", "train_data": tmp_path / "none.jsonl"}
+        words = [word for name, value in {**values, **settings}.items() for word in (f"--{name}", str(value))]
+        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *words])
+        module_of(recipe).main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("math", {"task": "gsm8k", "history_decay": 1.5}, "`history_decay` is 1.5"),
+        ("math", {"task": "gsm8k", "rm_decoding": "{bad"}, "`rm_decoding` is '{bad', which is no JSON"),
+        ("math", {"task": "gsm8k", "rm_decoding": '{"steps": 0}'}, "`steps` is 0"),
+        ("math", {"train_data": "", "made_test": 0}, "`made_test` of the recipe. is 0: pass an integer above 0"),
+        ("mbpp", {"timeout": -1}, "timeout is -1.0; pass a number of at least 0.01"),
+        ("mbpp", {"timeout": "nan"}, "timeout is nan"),
+        ("mbpp", {"eval_samples": 0}, "`eval_samples` is 0"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_made(main, tmp_path, recipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        main(recipe, **settings)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(("isolation", "error"), [("full", SandboxUnavailableError), ("none", FileNotFoundError)])
+def test_mbpp_begins_only_where_it_can_grade_or_need_not_be_safe(main, tmp_path, monkeypatch, isolation, error):
+    """With isolation="none" it gets as far as to the data, which are not there."""
+    missing = SandboxSupport(False, f"a user namespace. {sandbox.REMEDY}", (), False)
+    monkeypatch.setattr(sandbox, "sandbox_available", lambda: missing)
+    with pytest.raises(error, match="none"):
+        main("mbpp", isolation=isolation, fresh_base=True)
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("recipe", ["math", "mbpp", "arc"])
@@ -187,7 +237,7 @@ def test_the_help_can_be_read(recipe):
 def test_configurations_are_what_their_first_lines_say(config, monkeypatch):
     from trl import TrlParser
 
-    command = config.read_text().splitlines()[1]
+    command = next(line for line in config.read_text().splitlines() if "accelerate launch" in line)
     recipe = command.split("recipes/")[-1 if command.count("recipes/") == 1 else -2].split(".py")[0]
     monkeypatch.setattr(RMTrainingArguments, "__post_init__", lambda self: None)  # bf16 needs a GPU at hand
     arguments, training = TrlParser(arguments_of(recipe)).parse_args_and_config(["--config", str(config)])

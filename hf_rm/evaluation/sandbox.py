@@ -184,6 +184,31 @@ def _number(name: str, value: float, least: float) -> None:
         raise ValueError(f"{name} is {value!r}; pass a number of at least {least:g}.")
 
 
+def _check_settings(
+    timeout: float = 10.0,
+    memory_mb: int = 512,
+    cpu_seconds: int | None = None,
+    max_output: int = 65536,
+    processes: int = 16,
+    scratch_mb: int = 16,
+    isolation: str = "full",
+) -> None:
+    """Settings of [`run_code`], which it would refuse."""
+    for name, value, least in (
+        ("timeout", timeout, 0.01),
+        ("memory_mb", memory_mb, 32),
+        ("cpu_seconds", 1 if cpu_seconds is None else cpu_seconds, 1),
+        ("max_output", max_output, 1),
+        ("processes", processes, 4),
+        ("scratch_mb", scratch_mb, 1),
+    ):
+        _number(name, value, least)
+    if isolation not in ("full", "none"):
+        raise ValueError(f"isolation is {isolation!r}; pass 'full', or 'none' to run the code unprotected.")
+    if platform.system() != "Linux":
+        raise SandboxUnavailableError(f"model-written code is run on Linux only; this is {platform.system()}.")
+
+
 def _tests(tests: str | Sequence[str]) -> list[str]:
     listed = [tests] if isinstance(tests, str) else list(tests)
     for test in listed:
@@ -254,19 +279,7 @@ def run_code(
         ...     assert run_code("import os; os._exit(0)", "assert double(4) == 8").status == "failed"
     """
     listed = _tests(tests)
-    for name, value, least in (
-        ("timeout", timeout, 0.01),
-        ("memory_mb", memory_mb, 32),
-        ("cpu_seconds", 1 if cpu_seconds is None else cpu_seconds, 1),
-        ("max_output", max_output, 1),
-        ("processes", processes, 4),
-        ("scratch_mb", scratch_mb, 1),
-    ):
-        _number(name, value, least)
-    if isolation not in ("full", "none"):
-        raise ValueError(f"isolation is {isolation!r}; pass 'full', or 'none' to run the code unprotected.")
-    if platform.system() != "Linux":
-        raise SandboxUnavailableError(f"model-written code is run on Linux only; this is {platform.system()}.")
+    _check_settings(timeout, memory_mb, cpu_seconds, max_output, processes, scratch_mb, isolation)
     reason = _unrunnable(code)
     if reason:
         return SandboxResult(False, "refused", "", "", 0.0, reason)
@@ -349,3 +362,23 @@ def sandbox_available() -> SandboxSupport:
             False, f"an empty program ended as {result.status}: {result.detail}{result.stderr}", (), False
         )
     return SandboxSupport(True, "", LAYERS, platform.machine() in ("x86_64", "aarch64"))
+
+
+def check_sandbox(python: str | None = None, **settings: Any) -> None:
+    """Raise now what [`run_code`] would raise at the first program.
+
+    Args:
+        python: As for [`run_code`].
+        settings: `timeout`, `isolation` and its other limits.
+
+    Raises:
+        SandboxUnavailableError: If this machine gives no isolation, and isolation="full"; with what is missing.
+        ValueError: If a setting makes no sense.
+
+    Example:
+        >>> check_sandbox(timeout=5.0, isolation="none")
+    """
+    _check_settings(**settings)
+    support = sandbox_available() if settings.get("isolation", "full") == "full" else None
+    if support is not None and not support.available:
+        raise SandboxUnavailableError(f"isolation is 'full', but this machine gives none: {support.missing}")

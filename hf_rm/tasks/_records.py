@@ -25,7 +25,7 @@ def read_records(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 
     Raises:
         OSError: If there is no such file, or no record.
-        ValueError: If a record is no JSON object.
+        ValueError: If a file is no JSON and no JSONL in UTF-8, or a record is no JSON object.
 
     Example:
         >>> import tempfile
@@ -89,19 +89,38 @@ def named_sources(given: Sequence[str], argument: str, names: Sequence[str]) -> 
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = file.read_text(encoding="utf-8")
     try:
-        if text.lstrip().startswith("["):
-            rows = list(enumerate(json.loads(text), 1))
-        else:
-            # Not splitlines(): a record may hold other line separators inside its strings.
-            rows = [(number, json.loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{file} is neither JSONL nor a JSON list: {error}") from error
-    for number, row in rows:
+        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}): pass JSON or JSONL, unpacked; other "
+            "formats have to be converted."
+        ) from error
+    for number, row in _rows(file, text):
         if not isinstance(row, dict):
             raise ValueError(f"{file}, record {number} is no JSON object but {type(row).__name__}.")
         yield f"{file.name}, record {number}", row
+
+
+def _rows(file: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """The records of a JSON list by their numbers, or of JSONL by their lines."""
+    try:
+        if text.lstrip().startswith("["):
+            yield from enumerate(json.loads(text), 1)
+            return
+        # Not splitlines(): a record may hold other line separators inside its strings.
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield number, _of_line(number, line)
+    except ValueError as error:
+        raise ValueError(f"{file} is neither JSONL nor a JSON list: {error}") from error
+
+
+def _of_line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:  # which knows of one line alone
+        raise ValueError(f"{error.msg}: line {number} column {error.colno}") from error
 
 
 def column(record: dict[str, Any], where: str, *names: str) -> Any:

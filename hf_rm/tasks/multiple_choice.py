@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._records import column, read_records
+from ._records import BadRecordError, column, read_each
 from .text import TextSample
 
 
@@ -48,21 +48,22 @@ class ChoiceProblem:
         return TextSample(self.key, self.prompt, self.continuations[self.answer], self.choices[self.answer])
 
 
-def read_arc(path: str | Path) -> list[ChoiceProblem]:
+def read_arc(path: str | Path, left_out: list[str] | None = None) -> list[ChoiceProblem]:
     """Read ARC in the hub's schema or in AI2's.
 
     Args:
         path: A JSON or JSONL file, or a folder of them. Columns: `id`, `answerKey` and either `question` and
             `choices` with the lists `text` and `label` (hub), or `question` with `stem` and a list `choices` of
             objects with `text` and `label` (AI2).
+        left_out: Gets a message for every record that cannot be used; without it that is an error.
 
     Returns:
         The problems in the file's order. Some have three or five choices, some labels are numbers.
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, has fewer than two choices or an empty one, or a key that labels none
-            of them; the message says which.
+        ValueError: If a record lacks a column, or cannot be used: it has fewer than two choices or an empty one, or a
+            key that labels none of them; the message says which.
 
     Example:
         >>> import json, tempfile
@@ -73,24 +74,40 @@ def read_arc(path: str | Path) -> list[ChoiceProblem]:
         ...     read_arc(file.name)[0].answer
         1
     """
-    return [_arc(where, record) for where, record in read_records(path)]
+    return read_each(path, _arc, left_out)
 
 
 def _arc(where: str, record: dict[str, Any]) -> ChoiceProblem:
     key, question = str(column(record, where, "id")), column(record, where, "question")
     if isinstance(question, dict):
-        listed = column(question, f"{where}, its 'question'", "choices")
-        question = column(question, f"{where}, its 'question'", "stem")
+        listed = _part(question, f"{where}, its 'question'", "choices")
+        question = _part(question, f"{where}, its 'question'", "stem")
     else:
         listed = column(record, where, "choices")
-    if isinstance(listed, dict):
-        texts, labels = (column(listed, f"{where}, its 'choices'", name) for name in ("text", "label"))
+    found: list[Any]
+    if isinstance(listed, list):
+        found = [[_part(choice, f"{where}, a choice", name) for choice in listed] for name in ("text", "label")]
     else:
-        texts, labels = ([column(choice, f"{where}, a choice", n) for choice in listed] for n in ("text", "label"))
-    texts, labels = [str(text).strip() for text in texts], [str(label) for label in labels]
+        found = [_part(listed, f"{where}, its 'choices'", name) for name in ("text", "label")]
+    if not all(isinstance(part, list) for part in found):
+        raise BadRecordError(f"{where} has the choices {listed}: 'text' and 'label' each have to be a list.")
+    texts, labels = [str(text).strip() for text in found[0]], [str(label) for label in found[1]]
     if len(texts) != len(labels) or len(texts) < 2 or len(set(labels)) < len(labels) or not all(texts):
-        raise ValueError(f"{where} has the choices {texts} with the labels {labels}: each needs a text and its label.")
-    right = str(column(record, where, "answerKey"))
+        raise BadRecordError(
+            f"{where} has the choices {texts} with the labels {labels}: each needs a text and its label."
+        )
+    right, question = str(column(record, where, "answerKey")), str(question).strip()
     if right not in labels:
-        raise ValueError(f"{where} has the 'answerKey' {right!r}, but its labels are {labels}.")
-    return ChoiceProblem(key, str(question).strip(), tuple(texts), labels.index(right))
+        raise BadRecordError(f"{where} has the 'answerKey' {right!r}, but its labels are {labels}.")
+    if not question:
+        raise BadRecordError(f"{where} has nothing but spaces in 'question'.")
+    return ChoiceProblem(key, question, tuple(texts), labels.index(right))
+
+
+def _part(inner: Any, where: str, name: str) -> Any:
+    """A column inside of a record's column; where it is missing the record is bad, and not the file another."""
+    if not isinstance(inner, dict):
+        raise BadRecordError(f"{where} is no object with {name!r}, but {inner!r}.")
+    if name not in inner:
+        raise BadRecordError(f"{where} has no column {name!r}; its columns are {sorted(inner)}.")
+    return column(inner, where, name)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -97,6 +97,11 @@ _DESCRIBED = "; ".join(f"{name}: {system.described}" for name, system in SYSTEMS
 _START, _START_SEED = "start", 1_000_000
 _FILE_NAME = re.compile(r"[\w.-]+")
 _STAGES = {**SYSTEMS, _START: System("sft", "where all but the base begin", history=False)}
+_LEAST = {
+    1: "completion_length top_k probe_batch_size harvest_samples eval_batch_size train_samples eval_samples".split(),
+    0: "sft_steps lora_rank recall_samples replay_samples".split(),
+}
+_SHARES = {"history_decay": "(0, 1]", "probe_mask_rate": "(0, 1]", "min_mask_rate": "(0, 1)"}
 
 
 @dataclass
@@ -174,27 +179,61 @@ class PostTrainingArguments:
     replay_samples: int = field(default=12, metadata={"help": "Trajectories shown in an HTML page."})
 
     def __post_init__(self) -> None:
-        if not self.systems:
-            raise ValueError(f"`systems` is empty: pass any of {', '.join(SYSTEMS)}.")
-        for name, given in (("systems", self.systems), ("curve_systems", self.curve_systems)):
-            if not {*given} <= {*SYSTEMS}:
-                raise ValueError(f"`{name}` is {given}: pass any of {', '.join(SYSTEMS)}.")
+        self._check_systems()
+        self._check_numbers()
+        for name in ("eos_tail", "history_scope", "probe"):  # argparse checks the command line's, not a YAML file's
+            choices = get_args(get_type_hints(PostTrainingArguments)[name])
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass {' or '.join(map(repr, choices))}.")
         if self.sft_steps and self.lora_rank:
             raise ValueError(
                 f"`sft_steps` is {self.sft_steps} and `lora_rank` {self.lora_rank}: adapters all start from the base. "
                 "Pass sft_steps=0, or a base that is fine-tuned already."
             )
-        for name in ("completion_length", "top_k", "probe_batch_size", "harvest_samples", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}: pass a positive number.")
+        self._check_objects()
 
-        for name, given in _from_json(self.other_decodings).items():
-            if name in SYSTEMS or not _FILE_NAME.fullmatch(name) or given.get("system") not in SYSTEMS:
+    def _check_systems(self) -> None:
+        if not self.systems:
+            raise ValueError(f"`systems` is empty: pass any of {', '.join(SYSTEMS)}.")
+        for name, given in (("systems", self.systems), ("curve_systems", self.curve_systems)):
+            if not {*given} <= {*SYSTEMS}:
+                raise ValueError(f"`{name}` is {given}: pass any of {', '.join(SYSTEMS)}.")
+        if len({*self.systems}) < len(self.systems):
+            raise ValueError(f"`systems` is {self.systems}: pass each of them once.")
+
+    def _check_numbers(self) -> None:
+        for least, names in _LEAST.items():
+            for name in names:
+                value, optional = getattr(self, name), self.__dataclass_fields__[name].default is None
+                if not _is_integer(value, least) and not (optional and value is None):
+                    more = ", or leave it out for all of them" if optional else ""
+                    raise ValueError(f"`{name}` is {value!r}: pass an integer of at least {least}{more}.")
+        for name, interval in _SHARES.items():
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= 1 or (value == 1 and interval.endswith(")")):
+                raise ValueError(f"`{name}` is {value!r}: pass a number in {interval}.")
+        for name, least in (("seeds", 0), ("curve_forwards", 1)):
+            given: Any = getattr(self, name)
+            if not isinstance(given, (list, tuple)) or not all(_is_integer(value, least) for value in given):
+                raise ValueError(f"`{name}` is {given!r}: pass a list of integers of at least {least}.")
+        if not self.seeds or len({*self.seeds}) < len(self.seeds):
+            raise ValueError(f"`seeds` is {self.seeds}: pass one or more of them, each once.")
+
+    def _check_objects(self) -> None:
+        """What is given as JSON."""
+        for name in ("sft_decoding", "rm_decoding"):
+            self.parsed(name)
+        for name, given in self.parsed("other_decodings").items():
+            system = given.get("system") if isinstance(given, Mapping) else None
+            if name in SYSTEMS or not _FILE_NAME.fullmatch(name) or system not in [*SYSTEMS]:
                 raise ValueError(
                     f"`other_decodings` has {name!r}: {given}. Pass names of letters, digits, dots and dashes that no "
-                    f"system has, each with a `system`: any of {', '.join(SYSTEMS)}."
+                    f"system has, each with an object that has a `system`: any of {', '.join(SYSTEMS)}."
                 )
-        for name, given in _from_json(self.system_arguments).items():
+        for name, given in self.parsed("system_arguments").items():
+            if not isinstance(given, Mapping):
+                raise ValueError(f"`system_arguments` of {name!r} is {given!r}: pass an object of training arguments.")
             trainer = SYSTEMS[name].trainer if name in SYSTEMS else None
             known = {item.name for item in fields(_TRAINER_ARGUMENTS[trainer])} if trainer else set()
             wrong = sorted({*given} - (known - {*SYSTEMS[name].fixed})) if trainer else [name]
@@ -204,21 +243,32 @@ class PostTrainingArguments:
                     "the system does not fix, by the names of systems that are trained."
                 )
 
+    def parsed(self, name: str) -> dict[str, Any]:
+        """An argument that is given as a JSON object, or in a YAML file as a mapping."""
+        given: Any = getattr(self, name)
+        try:
+            found = json.loads(given) if isinstance(given, str) else given
+        except ValueError as error:
+            raise ValueError(f"`{name}` is {given!r}, which is no JSON ({error}): pass a JSON object.") from error
+        if not isinstance(found, Mapping):
+            raise ValueError(f"`{name}` is {given!r}: pass a JSON object, such as '{{\"steps\": 32}}'.")
+        return dict(found)
+
     def decoding(self, trainer: str | None) -> dict[str, Any]:
         """The settings for systems of this trainer."""
-        return _from_json(self.rm_decoding if trainer == "rm" else self.sft_decoding)
+        return self.parsed("rm_decoding" if trainer == "rm" else "sft_decoding")
 
     def decoded_otherwise(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """`other_decodings`: by name the system, and all its settings."""
         found = {}
-        for name, given in _from_json(self.other_decodings).items():
+        for name, given in self.parsed("other_decodings").items():
             system, more = given["system"], {key: value for key, value in given.items() if key != "system"}
             found[name] = (system, {**self.decoding(SYSTEMS[system].trainer), **more})
         return found
 
 
-def _from_json(given: Any) -> dict[str, Any]:
-    return dict(json.loads(given) if isinstance(given, str) else given)  # a YAML file may hold a dict
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 @dataclass(frozen=True)
@@ -428,7 +478,7 @@ class PostTraining:
         assert system.trainer is not None
         kind = _TRAINER_ARGUMENTS[system.trainer]
         values = {item.name: getattr(self.training, item.name) for item in fields(kind) if item.init}
-        given = _from_json(self.arguments.system_arguments).get(name, {})
+        given = self.arguments.parsed("system_arguments").get(name, {})
         # The model is loaded already.
         own = {"output_dir": str(folder), "seed": seed, "model_init_kwargs": None, **given, **system.fixed}
         if system.trainer == "sft":

@@ -102,10 +102,20 @@ def _check(run: PostTraining) -> None:
     if taken := {*run.tests} & {*run.arguments.decoded_otherwise()}:
         raise ValueError(f"`other_decodings` has {sorted(taken)}, which name tests: choose other names.")
     others = [settings for _, settings in run.arguments.decoded_otherwise().values()]
+    length = run.arguments.completion_length
     for settings in (run.arguments.decoding("sft"), run.arguments.decoding("rm"), *others):
         ReflectiveGenerationConfig(**settings)
+        if settings.get("max_new_tokens", length) != length:
+            raise ValueError(
+                f"a decoding has max_new_tokens={settings['max_new_tokens']}, but `completion_length` is {length}: "
+                "leave the first out."
+            )
     for rule in rules:
         budgeted(run, rule, 1)
+    for name in run.arguments.systems:
+        for rule in _curve_rules(run, name):
+            for budget in budgets:
+                ReflectiveGenerationConfig(**budgeted(run, rule, budget))
 
 
 def _results(run: PostTraining, trained: Sequence[Trained], test: str, pages: _Pages) -> dict[str, Any]:
@@ -265,19 +275,23 @@ def _points(share: float | None) -> str:
 
 def _curves(run: PostTraining, trained: Sequence[Trained]) -> dict[str, list[TextEvaluation]]:
     """The first seed's systems under each budget: SFT, RM, and training-free revision of the SFT model."""
-    seed, shown = run.arguments.seeds[0], run.arguments.curve_systems
-    first = [one for one in trained if one.seed == seed and one.name in shown]
+    first = [one for one in trained if one.seed == run.arguments.seeds[0]]
     curves: dict[str, list[TextEvaluation]] = {}
     for one in first:
-        kind = SYSTEMS[one.name].trainer
-        rules = {"rm": ("rm",), "sft": ("sft", *run.arguments.training_free), None: ()}[kind]
-        for rule in rules:
-            name = one.name if rule == kind else f"{one.name}, {rule}"
+        for rule in _curve_rules(run, one.name):
+            name = one.name if rule == SYSTEMS[one.name].trainer else f"{one.name}, {rule}"
             curves[name] = [
                 run.evaluate(one, budgeted(run, rule, budget), f"{rule}-{budget}", revision=False)
                 for budget in run.arguments.curve_forwards
             ]
     return {name: curve for name, curve in curves.items() if curve}
+
+
+def _curve_rules(run: PostTraining, system: str) -> tuple[str, ...]:
+    """How a system is decoded for the curve, as [`budgeted`] calls it."""
+    if system not in run.arguments.curve_systems:
+        return ()
+    return {"rm": ("rm",), "sft": ("sft", *run.arguments.training_free), None: ()}[SYSTEMS[system].trainer]
 
 
 def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
@@ -290,7 +304,7 @@ def budgeted(run: PostTraining, rule: str, forwards: int) -> dict[str, Any]:
     Args:
         run: Its arguments hold the decodings.
         rule: ``"sft"``, ``"rm"``, a revision rule that needs no training (over SFT's decoding), or ``"remdm"``.
-        forwards: The budget.
+        forwards: The budget, at least 1.
 
     Raises:
         ValueError: For an unknown rule.

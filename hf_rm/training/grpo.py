@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -85,6 +87,18 @@ _UNREAD = frozenset(
     """.split()
 )
 _DEFAULTS = {item.name: item.default for item in fields(GRPOConfig)}
+# Whole numbers, with the least that each may be; more than that is TRL's to say.
+_COUNTS = {
+    "num_generations": 2,
+    "num_generations_eval": 1,
+    "num_iterations": 1,
+    "steps_per_generation": 1,
+    "generation_batch_size": 1,
+    "max_completion_length": 1,
+    "pairs_per_forward": 1,
+    "loss_steps": 1,
+}
+_OPTIONAL = tuple(name for name in _COUNTS if name not in ("num_generations", "num_iterations", "pairs_per_forward"))
 
 
 @dataclass
@@ -138,9 +152,15 @@ class RemaskGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if meet_on_cpu():
             self.use_cpu = True
-        super().__post_init__()
-        if isinstance(self.decoding, str):
-            self.decoding = json.loads(self.decoding)
+        self._check_numbers()
+        self.decoding = _read_decoding(self.decoding)
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            size = self.generation_batch_size  # known by now, unless it is something else that is wrong
+            if size and size % self.num_generations:
+                raise ValueError(_no_whole_groups(self.num_generations, size)) from error
+            raise
         for name, off in _OFF.items():
             if getattr(self, name) not in (off, None):
                 raise ValueError(
@@ -157,13 +177,47 @@ class RemaskGRPOConfig(GRPOConfig):
             refuse_spread_weights()
         if not self.temperature > 0:
             raise ValueError(f"`temperature` is {self.temperature}: rollouts are drawn, pass one above 0.")
-        for name in ("pairs_per_forward", "loss_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` is {value!r}: pass a positive integer.")
         if self.ratio_level not in ("step", "choice"):
             raise ValueError(f"`ratio_level` is {self.ratio_level!r}: pass 'step' or 'choice'.")
         refuse_pickled_states(self)
+
+    def _check_numbers(self) -> None:
+        """Before TRL divides by some of them, and takes others as they are."""
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"`{name}` is {value!r}: pass an integer of {least} or more"
+                    f"{', or leave it out' if name in _OPTIONAL else ''}."
+                )
+        value = self.reward_seconds
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or not value > 0):
+            raise ValueError(f"`reward_seconds` is {value!r}: pass a positive number, or None for no limit.")
+
+
+def _read_decoding(given: Any) -> dict[str, Any] | None:
+    """What `decoding` says, perhaps as JSON."""
+    try:
+        values = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"`decoding` is {given!r}, no JSON ({error}): pass one such as '{{\"steps\": 16}}'."
+        ) from error
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"`decoding` is {given!r}: pass a dict, or as JSON '{{\"steps\": 16}}'.")
+    return values
+
+
+def _no_whole_groups(generations: int, size: int) -> str:
+    divisors = [str(number) for number in range(2, size + 1) if size % number == 0]
+    return (
+        f"`num_generations` is {generations}, which does not divide the {size} rows of a generation batch "
+        "(`per_device_train_batch_size` times processes times `gradient_accumulation_steps` or "
+        f"`steps_per_generation`): pass {'one of ' + ', '.join(divisors) + ', or ' if divisors else ''}such a "
+        f"`per_device_train_batch_size` that the rows are a multiple of {generations}."
+    )
 
 
 def refuse_spread_weights() -> None:
@@ -236,7 +290,7 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         kwargs: further arguments of `GRPOTrainer`; no tools and environments.
 
     Raises:
-        ValueError: for settings that cannot work, before the first rollout.
+        ValueError: for settings and rows that cannot work, before the first rollout.
         ImportError: for a TRL that this was not written for.
 
     Example:
@@ -268,11 +322,14 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         args.model_init_kwargs = None  # used up: GRPOTrainer would warn
         own: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoding = rollout_decoding(own, args)
-        self._check_rows(train_dataset, own)
         if train_dataset is not None:  # TRL has words for that
             check_rollouts(own, self.decoding, train_dataset, args)
+        others = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in others:
+            if dataset is not None:
+                _most_steps(own, self.decoding, dataset, args)
         rewards = _contained(reward_funcs, args.reward_seconds)
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
+        for dataset in (train_dataset, *others):
             check_rewards(rewards, dataset)
         had_forward, text_config = "forward" in vars(own), own.config.get_text_config()
         padding = getattr(text_config, "pad_token_id", None)
@@ -302,18 +359,6 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _check_rows(self, dataset: Any, model: Any) -> None:
-        columns = getattr(dataset, "column_names", None) or []
-        if "editable_mask" in columns and "input_ids" not in columns:
-            raise ValueError("the dataset has `editable_mask` without `input_ids`: it marks what may change in them.")
-        if "input_ids" not in columns:
-            return
-        first = next(iter(dataset))
-        if "editable_mask" not in first and model.config.mask_token_id not in first["input_ids"]:
-            raise ValueError(
-                "the dataset's `input_ids` have no masks and there is no `editable_mask`: nothing in them may change."
-            )
-
     def create_accelerator_and_postprocess(self) -> None:
         """As in transformers; a ValueError where the weights are spread over processes."""
         super().create_accelerator_and_postprocess()
@@ -325,14 +370,14 @@ class RemaskGRPOTrainer(StagedCheckpoints, GRPOTrainer):
     # Rollouts
 
     def _tokenize_prompts(self, prompts: list) -> Any:
-        if self._rows and "input_ids" in self._rows[0]:
+        if self._rows and _has_canvas(self._rows[0]):
             return [list(row["input_ids"]) for row in self._rows], None, {}
         return super()._tokenize_prompts(prompts)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         """Decode the prompts; the trajectory is kept for `_generate_and_score_completions`."""
-        canvases = bool(self._rows) and "input_ids" in self._rows[0]
-        marked = canvases and "editable_mask" in self._rows[0]
+        canvases = bool(self._rows) and _has_canvas(self._rows[0])
+        marked = canvases and self._rows[0].get("editable_mask") is not None
         masks = [row["editable_mask"] for row in self._rows] if marked else None
         new = {} if canvases else {"max_new_tokens": self.args.max_completion_length}
         model, config = self._own(), self.decoding.updated(**new)
@@ -442,29 +487,106 @@ def rollout_decoding(model: Any, args: RemaskGRPOConfig) -> ReflectiveGeneration
 
 def check_rollouts(model: Any, config: ReflectiveGenerationConfig, dataset: Any, args: RemaskGRPOConfig) -> None:
     """
-    Raise the ValueError that the first rollout would, without a forward pass: too few steps for the blocks, blocks
-    that are not the attention's, a cache that the model cannot have.
+    Raise the ValueError that a rollout would, without a forward pass: canvases that cannot be decoded, too few steps
+    for the blocks, blocks that are not the attention's, a cache that the model cannot have.
 
     Args:
         model: what has `generate_reflective`; its weights need not be there.
         config: of [`rollout_decoding`].
-        dataset (`Dataset`): as the trainer has it; its first row stands for all.
+        dataset (`Dataset` or list of `dict`): as the trainer has it; of one that is made as it is read the first row
+            stands for all.
         args ([`RemaskGRPOConfig`]): of the training.
     """
-    row, editable = next(iter(dataset)), None
-    if "input_ids" in row:
-        canvas = torch.tensor([row["input_ids"]])
-        editable = None if row.get("editable_mask") is None else torch.tensor([row["editable_mask"]])
-    else:
-        # How a prompt is tokenized is TRL's affair: one token in its place.
-        canvas = torch.tensor([[int(model.config.mask_token_id == 0)]])
-        config = config.updated(max_new_tokens=args.max_completion_length)
-    steps = int(check_decoding(model, config, canvas, editable).max())
+    steps = _most_steps(model, config, dataset, args)
     if steps == 1 and config.reveal == "policy" and args.greedy_last_step:
         raise ValueError(
             f"`steps` is {config.steps}, one for each block, and the last step of a block is deterministic: nothing "
             "would be drawn. Pass more steps, or greedy_last_step=False."
         )
+
+
+def _most_steps(model: Any, config: ReflectiveGenerationConfig, dataset: Any, args: RemaskGRPOConfig) -> int:
+    """Of a block in any of the rows; a ValueError for what cannot be decoded."""
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the dataset has no rows: pass one with prompts.")
+    if not _has_canvas(first):
+        if first.get("editable_mask") is not None:
+            raise ValueError(
+                "the dataset has `editable_mask` without `input_ids`: it marks what may change in them, pass both."
+            )
+        # How a prompt is tokenized is TRL's affair: one token in its place.
+        canvas = torch.tensor([[int(model.config.mask_token_id == 0)]])
+        return int(check_decoding(model, config.updated(max_new_tokens=args.max_completion_length), canvas).max())
+    rows = enumerate(dataset) if hasattr(dataset, "__len__") else [(0, first)]
+    canvases = _canvases(rows, first, model._resolve_mask_token_id(config), config)
+    return max(_steps_of(model, config, batch) for batch in _same_length(canvases))
+
+
+def _has_canvas(row: dict[str, Any]) -> bool:
+    return row.get("input_ids") is not None
+
+
+_Numbered = tuple[int, Tensor, Tensor | None]
+
+
+def _canvases(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    first: dict[str, Any],
+    mask_token_id: int,
+    config: ReflectiveGenerationConfig,
+) -> Iterable[_Numbered]:
+    """Number, ids and editable mask of each row; a ValueError for one whose mask is not that of its ids."""
+    marked = first.get("editable_mask") is not None
+    for number, row in rows:
+        ids, editable, where = row.get("input_ids"), row.get("editable_mask"), f"row {number} of the dataset"
+        if ids is None or (editable is not None) is not marked:
+            missing = "input_ids" if ids is None else "editable_mask"
+            raise ValueError(
+                f"{where} and row 0 differ in whether they have `{missing}`: pass it in all rows or none."
+            )
+        if editable is not None and len(editable) != len(ids):
+            raise ValueError(
+                f"{where} has {len(ids)} `input_ids` and an `editable_mask` of {len(editable)}: pass one a token."
+            )
+        ids = torch.as_tensor(ids)
+        if editable is not None:
+            editable = torch.as_tensor(editable)
+            fixed, remedy = not bool(editable.any()), "only False in its `editable_mask`: mark what may change."
+        else:
+            fixed = config.editable != "all" and not bool((ids == mask_token_id).any())
+            remedy = f"no masks (id {mask_token_id}) in its `input_ids`: put some in, or pass an `editable_mask`."
+        if fixed and config.max_new_tokens is None:
+            raise ValueError(f"{where} has {remedy}")
+        yield number, ids, editable
+
+
+_LOOK = 256  # canvases at a time
+
+
+def _same_length(canvases: Iterable[_Numbered]) -> Iterable[list[_Numbered]]:
+    """Batches of canvases of one length, so that a large dataset is looked at in seconds."""
+    waiting: dict[int, list[_Numbered]] = {}
+    for canvas in canvases:
+        batch = waiting.setdefault(len(canvas[1]), [])
+        batch.append(canvas)
+        if len(batch) == _LOOK:
+            yield waiting.pop(len(canvas[1]))
+    yield from waiting.values()
+
+
+def _steps_of(model: Any, config: ReflectiveGenerationConfig, canvases: Sequence[_Numbered]) -> int:
+    """The most steps of a block in canvases of one length; a ValueError names the row."""
+    ids = torch.stack([canvas[1] for canvas in canvases])
+    editable = [canvas[2] for canvas in canvases if canvas[2] is not None]
+    try:
+        return int(check_decoding(model, config, ids, torch.stack(editable) if editable else None).max())
+    except ValueError as error:
+        if len(canvases) == 1:
+            raise ValueError(f"row {canvases[0][0]} of the dataset cannot be decoded: {error}") from error
+        for canvas in canvases:
+            _steps_of(model, config, [canvas])
+        raise
 
 
 def draw_settings(model: Any, config: ReflectiveGenerationConfig, args: RemaskGRPOConfig) -> DrawSettings:

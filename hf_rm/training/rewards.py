@@ -56,11 +56,13 @@ def contained(reward: Reward, seconds: float | None = 30.0) -> Reward:
     Args:
         reward (`Callable`): in TRL's form; it may be a coroutine function (one that blocks its loop cannot be ended).
         seconds (`float`, *optional*): how long all calls for a batch may take together; None for as long as they like.
-            Outside of the main thread what takes too long is left behind in a thread of its own.
+            Outside of the main thread what takes too long is left behind in a thread of its own. A call into C that
+            neither gives up the GIL nor looks for signals (`re` does look) cannot be ended at all.
 
     Raises:
-        ValueError: for a limit that is not positive; and, from a call, for the wrong number of rewards or a missing
-            column: mistakes, and no matter of one answer. So is a missing sandbox.
+        ValueError: for a limit that is not positive; and, from a call, for the wrong number of rewards (one bare
+            number in place of a list, too) or a missing column: mistakes, and no matter of one answer. So is a missing
+            sandbox.
 
     Example:
         >>> def broken(completions, **columns):
@@ -96,8 +98,8 @@ def _contained_function(reward: Reward, seconds: float | None, name: str) -> Any
 
         def score(part: slice, limit: float | None, **own: Any) -> list[float | None]:
             texts = completions[part]
-            given = _within(limit, lambda: list(reward(prompts=prompts[part], completions=texts, **own)))
-            return _one_each(given, len(texts), name)
+            run = partial(reward, prompts=prompts[part], completions=texts, **own)
+            return _one_each(_within(limit, lambda: _listed(run(), len(texts), name)), len(texts), name)
 
         count = len(completions)
         try:
@@ -138,7 +140,7 @@ def _contained_coroutine(reward: Any, seconds: float | None, name: str) -> Any:
             except BaseException as error:
                 problems.append(_Overdue() if isinstance(error, TimeoutError) else error)
                 return None
-            return _one_each(list(given), len(texts), name)
+            return _one_each(_listed(given, len(texts), name), len(texts), name)
 
         whole = await score(slice(None), _share(left(), _WHOLE_SHARE if count > 1 else 1.0), **columns)
         if whole is not None:
@@ -172,13 +174,25 @@ def _share(left: float | None, share: float) -> float | None:
     return None if left is None else left * share
 
 
+def _listed(given: Any, count: int, name: str) -> list[Any]:
+    try:
+        values = iter(given)
+    except TypeError:  # of this alone: one that a generator raises is no matter of how many there are
+        raise _wrong_length(f"{given!r}, which is no list,", count, name) from None
+    return list(values)
+
+
 def _one_each(given: list[Any], count: int, name: str) -> list[float | None]:
     if len(given) != count:
-        raise _WrongLengthError(
-            f"The reward {name} returned {len(given)} values for {count} completions: return one for each, None where "
-            "there is nothing to say."
-        )
+        raise _wrong_length(f"{len(given)} values", count, name)
     return [_number(value) for value in given]
+
+
+def _wrong_length(returned: str, count: int, name: str) -> _WrongLengthError:
+    return _WrongLengthError(
+        f"The reward {name} returned {returned} for {count} completions: return a list with one for each, None where "
+        "there is nothing to say."
+    )
 
 
 def _warn(name: str, problem: BaseException, found: list[float | None], seconds: float | None) -> None:
@@ -234,8 +248,10 @@ class _Alarm:
     """
     Raises `_Overdue` in the main thread after so many seconds, and again where that was not heard.
 
-    No timer of the process, of which there is one: math-verify sets it for itself and switches it off afterwards. A
-    thread sends the signal, again and again: while math-verify has its own handler there, that one would hear it.
+    The process's timer of real time, of which there is one, is left alone: math-verify sets it for itself and switches
+    it off afterwards. Two others ring in its place, again and again, since math-verify would hear what comes while its
+    own handler is there. A thread sends SIGALRM, which ends what sleeps. But a thread needs the GIL, and `re` keeps it
+    for as long as it searches: what computes is ended by SIGPROF, which the kernel sends as the process uses the CPU.
     """
 
     again = 0.05
@@ -245,27 +261,45 @@ class _Alarm:
         self.seconds, self.over = seconds, threading.Event()
         self.due = time.monotonic() + seconds
         self.thread = threading.Thread(target=self._send, daemon=True)
-        self.before: Any = None
+        self.before: dict[int, Any] = {}
+        self.timer = (0.0, 0.0)
 
     def start(self) -> None:
-        self.before = signal.signal(signal.SIGALRM, self._ring)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            before = signal.getsignal(number)
+            if before is not None:  # one that was not set from Python, a profiler's, could not be put back
+                self.before[number] = before
+                signal.signal(number, self._ring)
+        if signal.SIGPROF in self.before:
+            signal.siginterrupt(signal.SIGPROF, False)  # it may meet any thread: blocking calls of libraries go on
+            self.timer = signal.setitimer(signal.ITIMER_PROF, self.again, self.again)
         self.thread.start()
 
     def stop(self) -> None:
+        self.due = math.inf  # from here on nothing is raised, also not in the midst of what follows
         self.over.set()
+        if signal.SIGPROF in self.before:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if self.thread.is_alive():
             self.thread.join()
-        signal.signal(signal.SIGALRM, self.before)
+        for number, before in self.before.items():
+            # A signal may be on its way to a thread that is not running just now, and the default would end the
+            # process: ignoring it first discards it.
+            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, before)
+        if self.timer[0]:
+            signal.setitimer(signal.ITIMER_PROF, *self.timer)
 
     def _send(self) -> None:
         wait = self.seconds
         while not self.over.wait(wait):
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            if signal.SIGALRM in self.before:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             wait = self.again
 
     def _ring(self, *args: Any) -> None:
         now = time.monotonic()
-        if not self.over.is_set() and now >= self.due:
+        if now >= self.due:
             self.due = now + 10 * self.again
             raise _Overdue
 

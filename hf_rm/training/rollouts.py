@@ -133,12 +133,21 @@ def left_padded(
     """
     Rows of unequal length as a batch: ids, attention mask (None where nothing is padded), editable mask (if given).
 
+    Raises:
+        ValueError: for a row with a mask of another length: padded on the left, it would mark other tokens.
+
     Example:
         >>> left_padded([[5, 6], [7]])
         (tensor([[5, 6],
                 [0, 7]]), tensor([[1, 1],
                 [0, 1]]), None)
     """
+
+    for number, (ids, mask) in enumerate(zip(token_ids, editable_masks or token_ids, strict=True)):
+        if len(ids) != len(mask):
+            raise ValueError(
+                f"row {number} has {len(ids)} ids and an editable mask of {len(mask)}: pass one entry a token."
+            )
 
     def pad(rows: Sequence[Sequence[int]]) -> Tensor:
         tensors = [torch.tensor(row, dtype=torch.long) for row in rows]

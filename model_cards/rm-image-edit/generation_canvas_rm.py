@@ -153,33 +153,37 @@ def row_keys(
 
     A row's numbers are hashes of (key, step, position): no generator is touched again, and no neighbour can matter.
     """
-    for one in generator if isinstance(generator, Sequence) else [generator]:
-        if one is not None and not isinstance(one, torch.Generator):
-            raise ValueError(
-                f"`generator` is {generator!r}: pass a torch.Generator (torch.Generator().manual_seed(42)), or a list "
-                "of them, one per row."
-            )
+    given = generator if isinstance(generator, Sequence) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in given):
+        raise ValueError(
+            f"`generator` is {generator!r}: pass a torch.Generator (torch.Generator().manual_seed(42)), or a list of "
+            "them, one per row."
+        )
     if isinstance(generator, Sequence) and len(generator) != batch:
         raise ValueError(f"`generator` holds {len(generator)} generators for {batch} rows: pass one per row.")
     if not draws:  # greedy decoding moves nobody's random numbers
         return None
     if isinstance(generator, Sequence):
-        each = [torch.randint(2**62, (1,), generator=g, device=g.device).to(device) for g in generator]
-        return torch.cat(each)
+        return torch.cat([torch.randint(2**62, (1,), generator=g, device=g.device).to(device) for g in generator])
     where = device if generator is None else generator.device
     return torch.randint(2**62, (batch,), generator=generator, device=where).to(device)
 
 
 def check_inputs(
-    input_ids: Any, attention_mask: Any, editable_mask: Any, config: ReflectiveGenerationConfig, vocab_size: int
+    input_ids: Any, attention_mask: Any, editable_mask: Any, config: ReflectiveGenerationConfig, model_config: Any
 ) -> Tensor:
     """The input ids, long; a ValueError names the first tensor that cannot work, what it is and the remedy."""
-    input_ids = token_ids("input_ids", input_ids, vocab_size)
+    input_ids = token_ids("input_ids", input_ids, model_config.vocab_size)
     batch, length = input_ids.shape
     if batch == 0:
         raise ValueError("`input_ids` is an empty batch: pass at least one row.")
     check_entries("attention_mask", attention_mask, (batch, length))
+    # Looked at here alone, where the ids were just waited for, and never in a forward pass.
+    odd = input_ids[:0] if attention_mask is None else attention_mask[(attention_mask != 0) & (attention_mask != 1)]
+    if odd.numel():
+        raise ValueError(f"`attention_mask` holds {odd[0].item()}: pass 1 for a real token and 0 for padding.")
     check_entries("editable_mask", editable_mask, (batch, length), (batch, length + (config.max_new_tokens or 0)))
+    check_length(length + (config.max_new_tokens or 0), model_config)
     return input_ids
 
 
@@ -189,7 +193,7 @@ _MEANING = {"attention_mask": "0 for padding", "editable_mask": "True where it m
 def check_entries(name: str, value: Any, *shapes: tuple[int, ...]) -> None:
     """Raise a ValueError for a tensor of none of these shapes, and for an editable mask that is not bool."""
     boolean = name == "editable_mask" and getattr(value, "dtype", None) != torch.bool
-    if value is not None and (boolean or getattr(value, "shape", None) not in shapes):
+    if value is not None and (boolean or not isinstance(value, Tensor) or value.shape not in shapes):
         kind = "bool tensor" if name == "editable_mask" else "tensor"
         raise ValueError(
             f"`{name}` is {described(value)}: pass a {kind} of shape {' or '.join(map(str, dict.fromkeys(shapes)))}, "

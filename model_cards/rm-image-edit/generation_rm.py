@@ -35,7 +35,6 @@ from .generation_canvas_rm import (
     block_schedule,
     build_canvas,
     check_inputs,
-    check_length,
     row_keys,
     step_bounds,
 )
@@ -164,6 +163,8 @@ class ReflectiveGenerationMixin:
             torch.Size([8, 81])
         """
         # 1. settings
+        if not (streamer is None or hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise ValueError(f"`streamer` is {streamer!r}: pass an object with put(ids) and end(), like TextStreamer.")
         if max_new_tokens is not None:
             kwargs["max_new_tokens"] = max_new_tokens
         config = self._resolve_generation_config(generation_config, kwargs)
@@ -256,8 +257,7 @@ def begin_canvas(
 ) -> tuple[Canvas, int]:
     """The canvas of a run and its mask; a ValueError for any argument that cannot work. No weights are needed."""
     mask_token_id = model._resolve_mask_token_id(config)
-    input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, model.config.vocab_size)
-    check_length(input_ids.shape[1] + (config.max_new_tokens or 0), model.config)
+    input_ids = check_inputs(input_ids, attention_mask, editable_mask, config, model.config)
     _check_policy(model, config)
     blocks, from_answer = _attention_blocks(model.config, config), blocks_from_answer(model.config)
     canvas = build_canvas(input_ids, attention_mask, editable_mask, config, mask_token_id, blocks, from_answer)
@@ -549,9 +549,7 @@ class _DenoisingLoop:
     def _output(self) -> ReflectiveOutput:
         reasons = [STOP_REASONS[reason] for reason in self.reason.tolist()]
         ended = torch.tensor([reason in ("converged", "eos") for reason in reasons], device=self.device)
-        trajectory = None
-        if self.recorder is not None:
-            trajectory = self.recorder.trajectory(int(self.counts["num_steps"].max()))
+        trajectory = None if self.recorder is None else self.recorder.trajectory(int(self.counts["num_steps"].max()))
         return ReflectiveOutput(
             sequences=self.canvas.ids, **self.counts, converged=ended, stop_reason=reasons, trajectory=trajectory
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -173,7 +174,7 @@ class ReflectiveGenerationConfig(GenerationConfig):
         for name in ("max_revision_rounds", "max_remasks_per_position", "min_remasks_per_step", "max_remasks"):
             self._check_integer(name, minimum=0)
         self._check_integer("top_k", minimum=1)
-        for name in ("reveal_threshold", "revise_threshold", "max_remask_ratio", "top_p", "remdm_eta"):
+        for name in ("reveal_threshold", "revise_threshold", "max_remask_ratio", "top_p", "remdm_eta", "remdm_alpha"):
             self._check_number(name, 0.0, 1.0)
         for name in ("temperature", "reveal_factor", "guidance_scale"):
             self._check_number(name, 0.0, float("inf"))
@@ -185,16 +186,17 @@ class ReflectiveGenerationConfig(GenerationConfig):
         self._check_choice("revise_scope", ("block", "all"))
         self._check_choice("editable", ("auto", "all"))
         self._check_choice("remdm_variant", ("cap", "rescale", "conf", "loop"))
+        ids: Any = () if self.suppressed_token_ids is None else self.suppressed_token_ids
+        if not isinstance(ids, (Sequence, Set)) or any(type(i) is bool or not isinstance(i, Integral) for i in ids):
+            raise ValueError(f"`suppressed_token_ids` is {ids!r}: pass a list of token ids, integers.")
         self._check_remdm()
         self._check_contradictions()
 
     def _check_remdm(self) -> None:
         window: Any = self.remdm_window
-        fits = isinstance(window, (list, tuple)) and len(window) == 2 and 1 > window[0] > window[1] > 0
-        if not fits:
+        if not (isinstance(window, (list, tuple)) and len(window) == 2 and 1 > window[0] > window[1] > 0):
             raise ValueError(f"`remdm_window` is {window!r}: pass two times 1 > on > off > 0, such as (0.55, 0.05).")
         self.remdm_window: Any = tuple(window)
-        self._check_number("remdm_alpha", 0.0, 1.0)
 
     def _check_contradictions(self) -> None:
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):

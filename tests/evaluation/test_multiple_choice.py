@@ -12,6 +12,7 @@ from tiny_models import wrapped
 from tiny_text import MASK, character_tokenizer
 
 from hf_rm.evaluation import evaluate_multiple_choice, score_continuations
+from hf_rm.tasks._records import BadRecordError
 from hf_rm.tasks.multiple_choice import ChoiceProblem, read_arc
 
 TOKENIZER = character_tokenizer()
@@ -271,13 +272,20 @@ def test_both_schemas_are_read(tmp_path: Path) -> None:
         ({"choices": []}, "record 1 has an empty 'choices'"),
         ({"choices": {"text": ["One.", "Two."], "label": ["A"]}}, "each needs a text"),
         ({"choices": [{"text": "One."}, {"text": "Two.", "label": "B"}]}, "a choice has no column 'label'"),
+        ({"choices": [1, 2]}, "a choice is no object with 'text', but 1"),
+        ({"choices": "AB"}, "its 'choices' is no object with 'text', but 'AB'"),
+        ({"choices": {"text": "XY", "label": "AB"}}, "'text' and 'label' each have to be a list"),
+        ({"question": "  "}, "nothing but spaces in 'question'"),
     ],
 )
-def test_bad_records_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_bad_records_are_named_and_left_out(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "arc.jsonl"
-    path.write_text(json.dumps({**HUB, **change}))
-    with pytest.raises(ValueError, match=message):
+    path.write_text(f"{json.dumps({**HUB, **change})}\n{json.dumps(AI2)}")
+    with pytest.raises(BadRecordError, match=message):
         read_arc(path)
+    left_out: list[str] = []
+    assert [problem.key for problem in read_arc(path, left_out)] == ["b"]
+    assert len(left_out) == 1 and left_out[0].startswith("arc.jsonl, record 1")
 
 
 @pytest.mark.parametrize("column", sorted(HUB))

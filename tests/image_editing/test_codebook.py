@@ -141,6 +141,11 @@ def test_what_cannot_be_encoded_or_loaded_is_refused(tmp_path: Path, fitted: Pat
         fitted.decode(np.full((1, 2, 2), 32))
     with pytest.raises(ValueError, match="`codes`"):
         fit_codebook(np.zeros((1, 8, 8, 3), np.uint8), codes=5)
+    for patch in (0, -4, 2.0):
+        with pytest.raises(ValueError, match=f"`patch` is {patch}: pass a whole number of pixels, 1 or more"):
+            fit_codebook(np.zeros((1, 8, 8, 3), np.uint8), codes=2, patch=patch)
+    with pytest.raises(ValueError, match=r"`images` has shape \(0, 8, 8, 3\): pass one picture or more"):
+        fitted.encode(np.zeros((0, 8, 8, 3), np.uint8))
     with pytest.raises(OSError):
         load_codebook(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"not a codebook")

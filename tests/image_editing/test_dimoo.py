@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_families import write_lumina
+from tiny_families import write_llada, write_lumina
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -462,17 +462,46 @@ def test_training_on_its_sequences_corrupts_codes_only(checkpoint, tokenizer, la
     assert set(shapes) == {(4, dimoo.VOCAB_SIZE)} and len(shapes) == 2 * 3 * 2
 
 
-def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae, tokenizer) -> None:
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, vqvae, tokenizer, checkpoint, monkeypatch) -> None:
+    import diffusers
+
     folder = write_lumina(tmp_path / "narrow")
+    vqvae.save_pretrained(folder / "vqvae")
     narrow = RMForMaskedDiffusion.from_backbone(str(folder), history_scope="editable")
     with pytest.raises(ValueError, match="134548"):
         check_dimoo(narrow)
     with pytest.raises(ValueError, match="134548"):
         DimooEditor(narrow, tokenizer, VQTokens(vqvae))
-    from diffusers import VQModel
-
     with pytest.raises(ValueError, match="8192"):
-        VQTokens(VQModel(num_vq_embeddings=16, norm_num_groups=4, block_out_channels=(8,)))
+        VQTokens(diffusers.VQModel(num_vq_embeddings=16, norm_num_groups=4, block_out_channels=(8,)))
+
+    def read(*given, **named):
+        raise AssertionError("weights were read first")
+
+    narrow.save_pretrained(tmp_path / "adapted")
+    monkeypatch.setattr(diffusers.VQModel, "from_pretrained", read)
+    with pytest.raises(ValueError, match="vocabulary of 40 .*134548"):
+        DimooEditor.load(checkpoint, adapted=str(tmp_path / "adapted"))
+    monkeypatch.setattr(RMForMaskedDiffusion, "from_backbone", read)
+    llada, sudoku = write_llada(tmp_path / "llada"), ROOT / "model_cards" / "rm-sudoku"
+    for path, kind, width in ((folder, "llada", 40), (llada, "llada", 40), (sudoku, "reflective_masking", 10)):
+        expected = (
+            f"`name` is .*{path.name}', a {kind} checkpoint with a vocabulary of {width}, and .* is 134548: pass"
+        )
+        with pytest.raises(ValueError, match=expected):
+            DimooEditor.load(path)
+    with pytest.raises(AssertionError, match="weights"):
+        DimooEditor.load(checkpoint)
+
+
+def test_a_request_that_is_no_text_is_left_out_and_the_others_go_on(checkpoint, tokenizer, vqvae) -> None:
+    model = RMForMaskedDiffusion.from_backbone(str(checkpoint), suppressed_token_ids=[], history_scope="editable")
+    editor, images = DimooEditor(model, tokenizer, VQTokens(vqvae)), np.zeros((4, 8, 12, 3), dtype=np.uint8)
+    run = editor.edit(images, ["red", None, 3, "\ud800"], decoding="regenerate", steps=1)
+    assert list(run.left_out) == [1, 2, 3] and "`instruction` is None" in run.left_out[1]
+    assert run.num_forwards.tolist() == [3, 0, 0, 0] and (run.states[-1, 1:] == run.states[0, 1:]).all()
+    with pytest.raises(ValueError, match="`source` has sides 7 x 12"):
+        editor.edit(images[:, :7], ["red"] * 4)
 
 
 @pytest.mark.slow

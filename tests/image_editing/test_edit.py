@@ -136,9 +136,28 @@ def test_a_canvas_of_masks_is_filled_with_codes(book, layout: EditLayout, model)
         edit_images(model, layout, book, examples.source, examples.instructions, decoding="x")
     with pytest.raises(ValueError, match="one for each"):
         edit_images(model, layout, book, examples.source, ["remove the crab"])
-    with pytest.raises(ValueError, match="`source` has shape"):
-        larger = generate_edits(1, size=128)
+
+
+def test_pictures_and_batches_that_do_not_fit_are_refused_by_name_before_anything_is_encoded(
+    book, layout: EditLayout, model, monkeypatch
+) -> None:
+    def computed(*given):
+        raise AssertionError("encoded first")
+
+    monkeypatch.setattr(type(book), "encode", computed)
+    examples, larger = generate_edits(1), generate_edits(1, size=128)
+    expected = r"`source` has shape \(1, 128, 128, 3\), and .* 64 x 64 pixels .*: crop or resize"
+    with pytest.raises(ValueError, match=expected):
         edit_images(model, layout, book, larger.source, larger.instructions)
+    for wrong, expected in (
+        (examples.source / 255, "`source` is float64"),
+        (list(examples.source), "`source` is list"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            edit_images(model, layout, book, wrong, examples.instructions)
+    for size in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=f"`batch_size` is {size}: pass a whole number of edits, 1 or more"):
+            edit_images(model, layout, book, examples.source, examples.instructions, batch_size=size)
 
 
 def test_an_instruction_that_cannot_be_read_leaves_its_picture_and_the_others_go_on(
@@ -156,6 +175,11 @@ def test_an_instruction_that_cannot_be_read_leaves_its_picture_and_the_others_go
     assert (run.result[1:3] == examples.source[1:3]).all() and not run.predicted[1:3].any()
     filled = edit_images(model, layout, book, examples.source, asked, decoding="regenerate", steps=2)
     assert (filled.result[1:3] == examples.source[1:3]).all() and (filled.states[0, [0, 3]] == -1).all()
+    values = edit_images(model, layout, book, examples.source, [asked[0], None, 3, asked[3]], **settings)
+    assert values.left_out == {1: "`instruction` is None: pass a text.", 2: "`instruction` is 3: pass a text."}
+    assert (values.states == run.states).all() and (values.result == run.result).all()
+    with pytest.raises(ValueError, match="no instruction can be read: `instruction` is None"):
+        edit_images(model, layout, book, examples.source[:1], [None])
     with pytest.raises(ValueError, match="no instruction can be read"):
         edit_images(model, layout, book, examples.source[:1], [""])
 

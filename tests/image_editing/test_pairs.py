@@ -100,6 +100,48 @@ def test_bad_pairs_are_left_out_and_counted_and_the_rest_goes_on(folder: Path) -
     )
 
 
+def test_a_picture_at_which_pillow_fails_in_an_odd_way_is_left_out(folder: Path) -> None:
+    """To turn it, Pillow writes its EXIF anew, and meets a text that claims to be a fraction: an AttributeError."""
+    entries = struct.pack("<HHII", 0x010E, 5, 1, 38) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + struct.pack("<III", 0, 1, 2)
+    Image.new("RGB", (40, 60)).save(folder / "odd.jpg", exif=exif)
+    rows = [GOOD, {**GOOD, "source": "odd.jpg"}, {**GOOD, "mask": "odd.jpg"}, GOOD]
+    pairs = load_edit_pairs(write(folder, rows))
+    assert pairs.lines == [1, 4] and pairs.left_out == Counter({"file is no picture, or damaged": 2})
+
+
+def test_a_mask_without_white_is_left_out_for_that_reason(folder: Path) -> None:
+    marked = np.zeros((40, 60), dtype=np.uint8)
+    marked[10:20, 20:30] = 1
+    Image.fromarray(marked).save(folder / "ones.png")
+    palette = Image.fromarray(marked).convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    palette.save(folder / "palette.png")
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    palette.save(folder / "white.png")
+    marked[:] = 0
+    marked[:, :5] = 255  # white, but cut away
+    Image.fromarray(marked).save(folder / "edge.png")
+    names = ("ones.png", "palette.png", "white.png", "edge.png")
+    pairs = load_edit_pairs(write(folder, [{**GOOD, "mask": name} for name in names]), size=40)
+    assert pairs.lines == [3] and pairs.mask.sum() == 100
+    assert pairs.left_out == Counter({"mask without white (over 127)": 2, "nothing edited inside the crop": 1})
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_in_a_mask_is_not_marked(folder: Path, mode: str) -> None:
+    alpha = np.zeros((40, 60), dtype=np.uint8)
+    alpha[10:20, 20:30] = 255
+    mask = Image.new("L", (60, 40), 255).convert(mode)
+    mask.putalpha(Image.fromarray(alpha))
+    mask.save(folder / "m.png")
+    mask.putalpha(0)
+    mask.save(folder / "clear.png")
+    pairs = load_edit_pairs(write(folder, [{**GOOD, "mask": "m.png"}, {**GOOD, "mask": "clear.png"}]), size=40)
+    assert (pairs.mask == (alpha[:, 10:50] > 0)).all() and pairs.lines == [1]
+    assert pairs.left_out == Counter({"mask without white (over 127)": 1})
+
+
 def test_names_and_numbers_that_python_itself_refuses_end_no_run(folder: Path) -> None:
     os.symlink("round.png", folder / "again.png")
     os.symlink("again.png", folder / "round.png")

@@ -19,7 +19,7 @@ from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
 from hf_rm.corruption.pool import pool_places
 from hf_rm.history import HistorySegments, HistoryState
 from hf_rm.tasks.image_editing import generate_edits
-from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
 from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import EditLayout, EditRows
 from hf_rm.tasks.image_editing.model import build_image_edit_model
@@ -27,6 +27,7 @@ from hf_rm.tasks.image_editing.report import read_records
 from hf_rm.tasks.image_editing.scenes import instruction_words
 from hf_rm.tasks.image_editing.trainer import ImageEditTrainer
 from hf_rm.tasks.sudoku.model import VARIANTS
+from hf_rm.training.stages import claim_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,15 +162,25 @@ def test_train_evaluate_and_report(tmp_path: Path) -> None:
     assert ImageEditor.load(tmp_path / "out" / "sft_seed0").decoding == "regenerate"
 
 
+def loaded(monkeypatch, name: str):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    specification = importlib.util.spec_from_file_location(f"{name}_recipe", ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, f"{name}_recipe", module)
+    specification.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def recipe(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    specification = importlib.util.spec_from_file_location("image_edit_recipe", ROOT / "recipes" / "image_edit.py")
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "image_edit_recipe", module)
-    specification.loader.exec_module(module)
+    module = loaded(monkeypatch, "image_edit")
     monkeypatch.setattr(module, "_CODEBOOK_PICTURES", 16)
     return module
+
+
+@pytest.fixture
+def lumina(monkeypatch):
+    return loaded(monkeypatch, "lumina_edit")
 
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
@@ -233,6 +244,143 @@ def test_what_the_recipe_takes_unless_asked_otherwise(recipe) -> None:
     arguments = recipe.ImageEditArguments()
     assert (arguments.text_drop, arguments.image_drop, arguments.unlikelihood_weight) == (0.1, 0.1, 0.1)
     assert (arguments.eval_edits, arguments.dev_edits, arguments.other_edits, arguments.size) == (500, 200, 200, 64)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        (["--start", '{"max_steps": 3, "learning_rate": 0.01}'], {"max_steps": 3, "learning_rate": 0.01}),
+        ([], {}),
+        (["--config", str(ROOT / "recipes" / "configs" / "image-edit-cpu.yaml")], "yaml"),
+    ],
+)
+def test_a_start_is_given_as_json_on_the_command_line_or_in_yaml(recipe, monkeypatch, given, expected) -> None:
+    monkeypatch.setattr(sys, "argv", ["image_edit.py", "--output_dir", "out", "--use_cpu", *given])
+    parser = recipe.TrlParser((recipe.ImageEditArguments, RMTrainingArguments))
+    arguments, training = parser.parse_args_and_config()
+    if expected == "yaml":
+        expected = yaml.safe_load(Path(given[1]).read_text())["start"]
+    assert recipe.run_settings(arguments, training)["start"] == expected
+
+
+def test_no_start_is_from_scratch(tmp_path: Path, recipe) -> None:
+    arguments, training = recipe.ImageEditArguments(start=None), tiny_training(tmp_path)
+    assert recipe.run_settings(arguments, training)["start"] == {}
+    assert recipe.started(arguments, training, 0, None, None) == (None, 0.0)
+
+
+SHARED_REFUSALS = [
+    ({"sheet_edits": 0}, "`sheet_edits` is 0: pass a whole number, 1 or more"),
+    ({"text_drop": 1.5}, "`text_drop` is 1.5: pass a probability"),
+    ({"image_drop": -0.1}, "`image_drop` is -0.1: pass a probability"),
+    ({"first_states": float("nan")}, "`first_states` is nan: pass a probability"),
+    ({"unlikelihood_weight": -1}, "`unlikelihood_weight` is -1: pass 0 .off. or more"),
+    ({"unlikelihood_weight": float("inf")}, "`unlikelihood_weight` is inf"),
+]
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        *SHARED_REFUSALS,
+        ({"false_alarms": 2}, "`false_alarms` is 2: pass a probability"),
+        ({"dev_edits": -1}, "`dev_edits` is -1: pass a whole number, 0 or more"),
+        ({"other_edits": -1}, "`other_edits` is -1: pass a whole number, 0 or more"),
+        ({"eval_edits": 0}, "`eval_edits` is 0: pass a whole number, 1 or more"),
+        ({"train_edits": 0}, "`train_edits` is 0"),
+        ({"patch": 0}, "`patch` is 0"),
+        ({"start": {"max_step": 3}}, "`start` names 'max_step': pass any of max_steps"),
+        ({"start": '{"max_step": 3}'}, "`start` names 'max_step'"),
+        ({"start": "3 steps"}, "`start` is '3 steps'"),
+        ({"systems": ["rl"]}, "`systems` names .'rl'."),
+        ({"train_pairs": "a.jsonl"}, "go together"),
+    ],
+)
+def test_settings_that_nothing_can_be_done_with_are_refused_by_name(recipe, changes, expected) -> None:
+    with pytest.raises(ValueError, match=expected):
+        recipe.ImageEditArguments(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        *SHARED_REFUSALS,
+        ({"text_guidance": float("nan")}, "`text_guidance` is nan: pass a finite number"),
+        ({"image_guidance": float("inf")}, "`image_guidance` is inf: pass a finite number"),
+    ],
+)
+def test_so_are_those_of_lumina(lumina, changes, expected) -> None:
+    with pytest.raises(ValueError, match=expected):
+        lumina.LuminaArguments(train_pairs="a.jsonl", eval_pairs="b.jsonl", **changes)
+
+
+@pytest.mark.parametrize("name", ["image_edit", "lumina_edit"])
+def test_blank_rows_which_no_edit_has_are_refused_before_a_folder_is_claimed(tmp_path, monkeypatch, name) -> None:
+    module = loaded(monkeypatch, name)
+    pairs = ["--train_pairs", "none.jsonl", "--eval_pairs", "none.jsonl"]
+    command = ["x.py", "--output_dir", str(tmp_path / "out"), "--use_cpu", "--blank_rows", "0.5", *pairs]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(ValueError, match="`blank_rows` is 0.5.*`full_corruption`"):
+        module.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_collator_of_vanilla_fine_tuning_refuses_what_that_of_edits_does() -> None:
+    layout = EditLayout(["paint"], codes=4, rows=2, columns=2, text_length=1)
+    for name in ("text_drop", "image_drop"):
+        with pytest.raises(ValueError, match=f"`{name}` is 1.5: pass a probability from 0 to 1"):
+            EditSFTCollator(0, layout=layout, **{name: 1.5})
+    with pytest.raises(ValueError, match="`layout` is None"):
+        EditSFTCollator(0)
+    with pytest.raises(ValueError, match="`min_mask_rate`"):
+        EditSFTCollator(0, layout=layout, min_mask_rate=0)
+
+
+def test_a_finished_run_is_one_of_the_same_pairs(tmp_path: Path, recipe, lumina) -> None:
+    path, training = tmp_path / "pairs.jsonl", tiny_training(tmp_path)
+    own = {"train_pairs": str(path), "eval_pairs": str(path)}
+    path.write_text('{"source": "a.png"}\n')
+    ours = recipe.ImageEditArguments(**own), lumina.LuminaArguments(**own)
+    for name, settings, arguments in zip("il", (recipe.run_settings, lumina.settings), ours, strict=True):
+        path.write_text('{"source": "a.png"}\n')
+        claim_folder(tmp_path / name, settings(arguments, training))
+        claim_folder(tmp_path / name, settings(arguments, training))
+        path.write_text('{"source": "b.png"}\n')
+        with pytest.raises(ValueError, match="train_pairs_digest is .* there"):
+            claim_folder(tmp_path / name, settings(arguments, training))
+    assert (
+        not {"train_pairs", "train_pairs_digest"} & recipe.run_settings(recipe.ImageEditArguments(), training).keys()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_scheduler_type": "cosine"}, {"warmup_steps": 100}, {"weight_decay": 0.5}, {"max_grad_norm": 0.1},
+        {"optim": "sgd"}, {"reveal_weights": "inverse"}, {"mask_row_batches": 4}, {"loss_clip": "hard"},
+        {"label_smoothing_factor": 0.1}, {"model_init_kwargs": {"dtype": "bfloat16"}}, {"seed": 7},
+        {"model_init_kwargs": {"revision": "abc"}}, {"pool_fraction": 0.5, "pool_max_age": 3},
+    ],
+)  # fmt: skip
+def test_a_training_of_lumina_under_other_settings_is_another_one(tmp_path: Path, lumina, changes) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("{}\n")
+    arguments = lumina.LuminaArguments(train_pairs=str(path), eval_pairs=str(path))
+    known = lumina.settings(arguments, tiny_training(tmp_path))
+    assert lumina.settings(arguments, tiny_training(tmp_path, **changes)) != known
+    neutral = {"logging_steps": 3, "model_init_kwargs": {"token": "secret", "local_files_only": True}}
+    again = lumina.settings(arguments, tiny_training(tmp_path, **neutral))
+    assert again == known and "secret" not in json.dumps(again)
+
+
+def test_the_finished_runs_of_the_shipped_editor_are_known_again(recipe, monkeypatch) -> None:
+    """What a run of image-edit-cpu.yaml notes of itself, as the card lists it."""
+    config = ROOT / "recipes" / "configs" / "image-edit-cpu.yaml"
+    monkeypatch.setattr(sys, "argv", ["image_edit.py", "--config", str(config)])
+    arguments, training = recipe.TrlParser((recipe.ImageEditArguments, RMTrainingArguments)).parse_args_and_config()
+    text = (ROOT / "model_cards" / "rm-image-edit" / "README.md").read_text()
+    noted = dict(line[3:].split("`: ", 1) for line in text.splitlines() if line.startswith("* `"))
+    assert {name: str(value) for name, value in recipe.run_settings(arguments, training).items()} == noted
 
 
 def test_larger_pictures_get_larger_layouts(tmp_path: Path, recipe) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from peft import LoraConfig
 from tiny_models import wrapped
 from tiny_remedi import BLOCKWISE, tiny_remedi
@@ -317,13 +318,34 @@ def test_what_nothing_reads_is_named_rightly() -> None:
         ({"vllm_mode": "server"}, "`vllm_mode` is 'server'"),
         ({"use_liger_kernel": True}, "`use_liger_kernel` is True"),
         ({"ratio_level": "row"}, "`ratio_level` is 'row'"),
-        ({"loss_steps": 0}, "`loss_steps` is 0"),
+        ({"loss_steps": 0}, "`loss_steps` is 0: pass an integer of 1 or more, or leave it out"),
+        ({"loss_steps": 1.5}, "`loss_steps` is 1.5: pass an integer"),
+        ({"loss_steps": True}, "`loss_steps` is True: pass an integer"),
+        ({"pairs_per_forward": 2.5}, r"`pairs_per_forward` is 2.5: pass an integer of 1 or more\."),
+        ({"num_generations": 0}, r"`num_generations` is 0: pass an integer of 2 or more\."),
+        ({"num_generations": 1}, "`num_generations` is 1: pass an integer of 2"),
+        ({"num_generations": 4.0}, "`num_generations` is 4.0: pass an integer"),
+        ({"num_generations_eval": 0}, "`num_generations_eval` is 0"),
+        ({"num_iterations": 0}, "`num_iterations` is 0"),
+        ({"steps_per_generation": 0}, "`steps_per_generation` is 0"),
+        ({"max_completion_length": 0}, "`max_completion_length` is 0"),
+        ({"reward_seconds": 0}, "`reward_seconds` is 0: pass a positive number"),
         ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "`hub_strategy` is 'checkpoint'"),
-        ({"num_generations": 3}, "divisible by num_generations"),
+        (
+            {"num_generations": 3},
+            "`num_generations` is 3, which does not divide the 8 rows .*: pass one of 2, 4, 8, or",
+        ),
+        (
+            {"num_generations": 4, "per_device_train_batch_size": 1},
+            "does not divide the 1 rows .*: pass such a `per_device_train_batch_size` that .* multiple of 4",
+        ),
+        ({"steps_per_generation": 2, "generation_batch_size": 16}, "can not be both configured"),
         ({"decoding": {"temperature": 0.5}}, "`decoding` sets 'temperature'"),
         ({"decoding": {"revise": "low_prob", "reveal": "all"}}, "`revise` is 'low_prob'"),
         ({"decoding": {"stepps": 3}}, "Unknown generation argument"),
         ({"decoding": '{"top_p": 0.5}'}, "`top_p` is 0.5"),
+        ({"decoding": '{"steps": 4'}, "`decoding` is .*, no JSON .*: pass one such as"),
+        ({"decoding": "[4]"}, r"`decoding` is '\[4\]': pass a dict"),
     ],
 )
 def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -364,6 +386,48 @@ def test_weights_that_are_spread_over_processes_are_refused(
 def test_rewards_of_the_wrong_length(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="returned 1 values for 8"):
         rl_trainer(tmp_path, rewards=lambda **columns: [1.0]).train()
+    with pytest.raises(ValueError, match="returned 1.0, which is no list, for 8 completions"):
+        rl_trainer(tmp_path, rewards=lambda **columns: 1.0).train()
+
+
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "long mask": ({"editable_mask": [True] * 8}, "has 6 `input_ids` and an `editable_mask` of 8: pass one a token"),
+    "short mask": ({"editable_mask": [True] * 4}, "has 6 `input_ids` and an `editable_mask` of 4: pass one a token"),
+    "no mask": ({"editable_mask": None}, "and row 0 differ in whether they have `editable_mask`"),
+    "no ids": ({"input_ids": None}, "and row 0 differ in whether they have `input_ids`"),
+    "nothing": ({"editable_mask": [False] * 6}, "has only False in its `editable_mask`: mark what may change"),
+    "vocabulary": ({"input_ids": [1, 2, 3, 4, 5, 11]}, "cannot be decoded: `input_ids` holds 11, outside the vocab"),
+    "empty": ({"input_ids": [], "editable_mask": []}, "has only False in its `editable_mask`"),
+}
+
+
+@pytest.mark.parametrize("where", ["train", "eval"])
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_that_cannot_be_decoded_is_found_wherever_it_is(tmp_path: Path, case: str, where: str) -> None:
+    """Not in the first row alone; a mask of another length would be padded to mark other tokens."""
+    change, message = ROWS[case]
+    rows = drafts(300).to_list()
+    rows[270] |= change
+    bad = Dataset.from_list(rows)
+    with pytest.raises(ValueError, match=f"^row 270 of the dataset {message}"):
+        draft_trainer(tmp_path, **({"rows": bad} if where == "train" else {"eval_dataset": {"held out": bad}}))
+
+
+def test_canvases_of_several_lengths_and_blocks(tmp_path: Path) -> None:
+    """Each is held against its own number of blocks; what has one step a block is fine if another row has more."""
+    rows = [{"prompt": "", "input_ids": [0] * length} for length in (4, 8, 4, 12, 8)]
+    model, decoding = tiny_remedi(1, **BLOCKWISE), {"stop_at_eos": False, "steps": 3}
+    rl_trainer(tmp_path, model, rows=Dataset.from_list(rows), decoding=decoding)
+    with pytest.raises(ValueError, match="^row 5 of the dataset cannot be decoded: `steps` is 3, but .* has 4 blocks"):
+        rl_trainer(
+            tmp_path, model, rows=Dataset.from_list([*rows, {**rows[0], "input_ids": [0] * 16}]), decoding=decoding
+        )
+    with pytest.raises(ValueError, match="nothing would be drawn"):
+        rl_trainer(tmp_path, model, rows=Dataset.from_list(rows[3:4]), decoding=decoding)
+    with pytest.raises(ValueError, match="^row 1 of the dataset has no masks .id 0. in its `input_ids`"):
+        rl_trainer(tmp_path, model, rows=Dataset.from_list([rows[0], {"prompt": "", "input_ids": [1, 2]}]))
+    with pytest.raises(ValueError, match="the dataset has no rows"):
+        rl_trainer(tmp_path, rows=prompts().select([]))
 
 
 def test_datasets_and_models_that_cannot_work(tmp_path: Path) -> None:

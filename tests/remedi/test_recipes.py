@@ -14,13 +14,21 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 from trl import TrlParser
 
 from hf_rm import RemaskSFTArguments, RMTrainingArguments
 from hf_rm.evaluation.sandbox import sandbox_available
 from hf_rm.evaluation.statistics import wilson_interval
 from hf_rm.tasks.remask import stages
-from hf_rm.tasks.remask.problems import Outcome, ProblemArguments, SudokuProblems, build_problems, planted_errors
+from hf_rm.tasks.remask.problems import (
+    Outcome,
+    ProblemArguments,
+    SudokuProblems,
+    as_dict,
+    build_problems,
+    planted_errors,
+)
 from hf_rm.tasks.remask.report import less, plot_rewards, report, rewards_of, summary
 from hf_rm.tasks.remask.stages import RemaskStages, Stage, read_stages, training_settings
 from hf_rm.tasks.sudoku import MASK_ID
@@ -325,6 +333,29 @@ def test_rollouts_are_decoded_as_in_evaluation_but_for_what_the_stage_says(tmp_p
     assert run.chain("b") == ["rm", "a", "b"] and after == run.settings("a", 0) | {"weights": None}
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("remask_sft", ["wrapper", "backbone_kwargs"]),
+        ("remask_rl", ["sft", "sft_rm", "sft_remedi", "decoding_sft", "decoding_remedi", "decoding_rm"]),
+        ("remask_compare", ["stages", "supervised", "rl", "shared"]),
+    ],
+)
+def test_dicts_are_given_on_the_command_line_as_json(name: str, given: list[str]) -> None:
+    module = recipe(name)
+    own: Any = next(v for k, v in vars(module).items() if k.endswith("Arguments") and v.__module__ == module.__name__)
+    words = [word for item in given for word in (f"--{item}", f'{{"{item}": [1]}}')]
+    arguments, rest = TrlParser((own,)).parse_args_and_config(
+        ["--config", str(module.DEFAULT_CONFIG), *words], return_remaining_strings=True
+    )
+    assert not [word for word in rest if word in words]
+    assert [as_dict(getattr(arguments, item)) for item in given] == [{item: [1]} for item in given]
+    for value in ('{"a": 1', "[1]", "steps=12"):
+        with pytest.raises(ValueError, match=f"`{given[0]}` is .*no JSON.*pass one such as"):
+            own(**{given[0]: value})
+    assert as_dict(getattr(own(**{given[0]: None}), given[0])) == {}
+
+
 # What is done, and what only looks so
 
 
@@ -456,7 +487,7 @@ def test_a_parsed_command_line_can_be_noted(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
-    "groups": ({"num_generations": 3}, {}, {}, "divisible by num_generations"),
+    "groups": ({"num_generations": 3}, {}, {}, "`num_generations` is 3, which does not divide the 4 rows"),
     "unread": ({"loss_type": "grpo"}, {}, {}, "`loss_type` is 'grpo'"),
     "rollouts": ({"decoding": {"steps": 3}}, {"wrapper": BLOCKS}, {"steps": 10}, "`steps` is 3, but the canvas has 5"),
     "evaluation": ({}, {"wrapper": BLOCKS}, {"steps": 3}, "'remask-sft' cannot be decoded as `decoding_remedi` says"),
@@ -487,6 +518,32 @@ def test_what_cannot_work_is_found_before_anything_is_trained(
     }
     with pytest.raises((ValueError, TypeError), match=message):
         report(RemaskStages(arguments, build_problems(arguments), given, tmp_path), [0])
+
+
+def given_model(model: Path | str, policy: str, root: Path) -> RemaskStages:
+    """A stage of a model that is there, as remask_rl.py makes it."""
+    stage = Stage("given", settings={"model": str(model), "policy": policy})
+    return RemaskStages(ProblemArguments(), build_problems(ProblemArguments()), {"start": stage}, root)
+
+
+def test_a_given_model_of_the_other_kind_is_named(tmp_path: Path) -> None:
+    shipped = ROOT / "model_cards" / "rm-sudoku"
+    with pytest.raises(ValueError, match="rm-sudoku', which is no RemeDi model but RM's: pass --policy rm"):
+        given_model(shipped, "remedi", tmp_path).check(0)
+    build_problems(ProblemArguments(num_layers=2)).model("remedi", None, {}).config.save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match="own', which is no RM model but RemeDi's: pass --policy remedi"):
+        given_model(tmp_path / "own", "rm", tmp_path).check(0)
+    LlamaConfig().save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="plain', a plain llama one without a policy"):
+        given_model(tmp_path / "plain", "rm", tmp_path).check(0)
+    given_model(shipped, "rm", tmp_path).check(0)
+    given_model(tmp_path / "own", "remedi", tmp_path).check(0)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "outputs/run/seed42/nowhere", "/nowhere/at/all", "~/nowhere"])
+def test_a_given_folder_that_is_not_there(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"is given the model '{model}', a folder that does not exist here"):
+        given_model(model, "rm", tmp_path).check(0)
 
 
 def test_a_library_that_a_reward_needs_is_missed_before_anything_is_trained(

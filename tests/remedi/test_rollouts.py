@@ -20,7 +20,7 @@ from hf_rm.training.log_probs import (
     pairs,
     plackett_luce,
 )
-from hf_rm.training.rollouts import REVISION, TOKEN, Trajectory, check_rollout_config, roll_out
+from hf_rm.training.rollouts import REVISION, TOKEN, Trajectory, check_rollout_config, left_padded, roll_out
 
 MASK, RESERVED, TEMPERATURE = 0, 7, 0.8
 PROMPTS = torch.tensor([[3, 4, 6], [9, 1, 10], [9, 9, 6]])
@@ -262,18 +262,23 @@ def test_padding_with_steps_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"temperature": 0.0},
-        {"revise": "low_prob"},
-        {"top_k": 3},
-        {"guidance_scale": 2.0},
-        {"max_remasks": 3},
-        {"reveal": "remdm", "revise": "remdm"},
-        {"preset": "remedi"},
+        ({"temperature": 0.0}, "`temperature` is 0.0: a rollout draws its tokens"),
+        ({"revise": "low_prob"}, "`revise` is 'low_prob', a rule without a probability"),
+        ({"top_k": 3}, "`top_k` is 3: it changes what is drawn"),
+        ({"guidance_scale": 2.0}, "`guidance_scale` is 2.0: it changes what is drawn"),
+        ({"max_remasks": 3}, "`max_remasks` is 3: it changes what is drawn"),
+        ({"reveal": "remdm", "revise": "remdm"}, "`revise` is 'remdm', a rule without a probability"),
+        ({"preset": "remedi"}, 'reveal="policy" and revise="policy" need a model with a learned unmasking policy'),
     ],
 )
-def test_settings_without_a_probability_are_refused(changes: dict[str, Any]) -> None:
+def test_settings_without_a_probability_are_refused(changes: dict[str, Any], message: str) -> None:
     config = ReflectiveGenerationConfig(**{"temperature": 1.0, **changes})
-    with pytest.raises(ValueError, match="`|policy"):
+    with pytest.raises(ValueError, match=message):
         check_rollout_config(wrapped(), config)
+
+
+def test_a_mask_of_another_length_is_not_padded() -> None:
+    with pytest.raises(ValueError, match="row 1 has 2 ids and an editable mask of 3: pass one entry a token"):
+        left_padded([[1, 2, 3], [4, 5]], [[True] * 3, [True] * 3])

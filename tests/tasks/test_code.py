@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from isolation import isolated
 
+from hf_rm.tasks._records import BadRecordError
 from hf_rm.tasks.code import CodeProblem, extract_code, read_humaneval, read_mbpp, split_problems, verify_code
 
 # Hand-made records of the published schemas.
@@ -72,11 +73,19 @@ def test_the_split_does_not_depend_on_order() -> None:
         ({"code": "def"}, "'code'"),
         ({"code": "x = 1"}, "no test uses"),
         ({"text": ""}, "text"),
+        ({"test_list": "assert add(one) == 3"}, "'test_list' that is no list of texts, but 'assert add"),
+        ({"test_list": [1]}, "record 1 has a 'test_list' that is no list of texts"),
+        ({"test_imports": "import math"}, "record 1 has a 'test_imports' that is no list of texts, but 'import math'"),
     ],
 )
 def test_bad_records_are_named(tmp_path: Path, change: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(BadRecordError, match=named):
         read_mbpp(written(tmp_path, MBPP | change))
+
+
+def test_imports_come_before_the_tests(tmp_path: Path) -> None:
+    (problem,) = read_mbpp(written(tmp_path, MBPP | {"test_imports": ["import math", "import re"]}))
+    assert problem.tests == ("one = Pair(1, 2)", "import math\nimport re", *MBPP["test_list"])
 
 
 @pytest.mark.parametrize(

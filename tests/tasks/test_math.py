@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_rm.tasks._records import BadRecordError
 from hf_rm.tasks.math import (
     answers_equal,
     equivalence,
@@ -127,6 +128,31 @@ def test_bad_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(OSError, match="no record"):
         read_math(tmp_path / "empty.jsonl")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [r"\frac{", "}{", r"\frac{}{}", r"\dfrac{ \sqrt{2} } { }", r"\sqrt[3]{}", r"\sqrt{", "1 \\", "5" * 3000],
+)
+def test_broken_answers_of_math_are_left_out(tmp_path: Path, answer: str) -> None:
+    left_out: list[str] = []
+    path = written(tmp_path, {"problem": "Q", "answer": answer}, {"problem": "Q", "answer": "2"})
+    assert [problem.answer for problem in read_math(path, left_out)] == ["2"]
+    assert len(left_out) == 1 and "data.jsonl, record 1: its answer" in left_out[0]
+    with pytest.raises(BadRecordError, match="no LaTeX that can be graded"):
+        read_math(path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(r"\frac12", r"\dfrac{1}{\sqrt{2}}", r"\sqrt[3]{2}", r"\sqrt2", r"\binom{5}{2}", r"\frac{1}2", r"\frac 1 2"),
+        *(r"30^\circ.", r"\text{Evelyn}", "a + b + c", r"2\pi{}", r"{}^{14}C", r"\{1\}", r"\boxed{5}"),
+        *(r"[0,1)", r"(-\infty, 3]", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "10{,}000", r"5\%"),
+    ],
+)
+def test_answers_that_can_be_graded_stay(tmp_path: Path, answer: str) -> None:
+    assert read_math(written(tmp_path, {"problem": "Q", "answer": answer}))[0].answer == answer
 
 
 CMATH = {"question": "3加5等于几?", "golden": "8", "grade": "2"}

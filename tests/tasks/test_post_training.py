@@ -194,12 +194,17 @@ def test_a_missing_library_is_named_before_anything_is_trained(tmp_path, base, m
         ({"training_free": ["t2m"]}, "training_free.*'t2m'"),
         ({"rm_decoding": {"reveal": "confidenc"}}, "`reveal` is 'confidenc'"),
         ({"sft_decoding": {"preset": "lada"}}, "'lada'"),
+        ({"rm_decoding": {"max_new_tokens": 41}}, "max_new_tokens=41, but `completion_length` is 40"),
+        (
+            {"sft_decoding": {"preset": "remdm-loop"}, "curve_forwards": [2], "training_free": ["low_prob"]},
+            "`reveal` is 'remdm' and `revise` 'low_prob'",
+        ),
     ],
 )
 def test_a_decoding_that_cannot_work_is_named_before_anything_is_trained(tmp_path, base, untrained, settings, message):
     with pytest.raises(ValueError, match=message):
         report(prepared(tmp_path, base, **settings))
-    assert untrained == []
+    assert untrained == [] and [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("rule", ["sft", "rm", "t2t_remask", "remdm"])
@@ -242,7 +247,11 @@ def test_a_system_may_be_decoded_in_other_ways_too(tmp_path: Path, base: str, ca
 
 
 @pytest.mark.parametrize(
-    "others", [{"sft": {"system": "sft"}}, {"a/b": {"system": "sft"}}, {"a": {}}, {"a": {"system": "start"}}]
+    "others",
+    [
+        *({"sft": {"system": "sft"}}, {"a/b": {"system": "sft"}}, {"a": {}}, {"a": {"system": "start"}}),
+        *({"a": 1}, {"a": None}, {"a": {"system": ["sft"]}}, '{"a": 1}'),
+    ],
 )
 def test_other_decodings_without_a_name_or_a_system_are_refused(tmp_path: Path, base: str, others) -> None:
     with pytest.raises(ValueError, match="`other_decodings` has"):
@@ -467,7 +476,9 @@ def test_arguments_of_a_single_system_reach_it_alone(tmp_path, base):
     assert run._settings("rm-paper", 0)["blank_rows"] == 0.25
 
 
-@pytest.mark.parametrize("given", [{"rm-paper": {"law": "attempts"}}, {"rm": {"blank": 1}}, {"base": {}}, {"x": {}}])
+@pytest.mark.parametrize(
+    "given", [{"rm-paper": {"law": "attempts"}}, {"rm": {"blank": 1}}, {"base": {}}, {"x": {}}, '{"rm": 1}']
+)
 def test_arguments_that_a_system_cannot_have_are_refused(tmp_path, base, given):
     with pytest.raises(ValueError, match="`system_arguments` of"):
         prepared(tmp_path, base, system_arguments=given)
@@ -489,13 +500,41 @@ def test_adapters_start_from_the_base(tmp_path, base):
         ({"systems": ["rm", "sftt"]}, r"`systems` is \['rm', 'sftt'\]: pass any of base, sft"),
         ({"systems": []}, "`systems` is"),
         ({"lora_rank": 4}, "adapters all start from the base"),
-        ({"completion_length": 0}, "`completion_length` is 0: pass a positive number"),
-        ({"probe_batch_size": 0}, "`probe_batch_size` is 0: pass a positive number"),
+        ({"completion_length": 0}, "`completion_length` is 0: pass an integer of at least 1"),
+        ({"probe_batch_size": 0}, "`probe_batch_size` is 0: pass an integer of at least 1"),
+        ({"systems": ["rm", "sft", "rm"]}, "`systems` is .*: pass each of them once"),
+        *(({name: 0}, f"`{name}` is 0: .* 1, or leave it out") for name in ("eval_samples", "train_samples")),
+        *(({name: -5}, f"`{name}` is -5: .* 1, or leave it out") for name in ("eval_samples", "train_samples")),
+        *(
+            ({name: -4}, f"`{name}` is -4: pass an integer of at least 0")
+            for name in ("sft_steps", "lora_rank", "recall_samples", "replay_samples")
+        ),
+        *(({"sft_steps": value}, f"`sft_steps` is {value!r}") for value in (1.5, True, None)),
+        *(({"history_decay": value}, rf"`history_decay` is {value}: .*\(0, 1\]") for value in (1.5, 0, -0.1)),
+        *(({"probe_mask_rate": value}, f"`probe_mask_rate` is {value}") for value in (2.0, 0.0, float("nan"))),
+        *(({"min_mask_rate": value}, rf"`min_mask_rate` is {value}: .*\(0, 1\)") for value in (0, 1.0)),
+        ({"curve_forwards": [2, 0]}, r"`curve_forwards` is \[2, 0\]: .* at least 1"),
+        ({"seeds": []}, r"`seeds` is \[\]: pass one or more"),
+        ({"seeds": [1, 0, 1]}, r"`seeds` is \[1, 0, 1\]: .* each once"),
+        *(({"seeds": value}, "`seeds` is .*: pass a list of integers of at least 0") for value in (0, [-1], ["a"])),
+        *(({name: "x"}, f"`{name}` is 'x': pass '") for name in ("eos_tail", "history_scope", "probe")),
+        *(
+            ({name: "{bad"}, f"`{name}` is '{{bad', which is no JSON .*: pass a JSON object")
+            for name in ("sft_decoding", "rm_decoding", "other_decodings", "system_arguments")
+        ),
+        *(({"rm_decoding": value}, "`rm_decoding` is .*: pass a JSON object") for value in ("[1]", "3", None)),
     ],
 )
-def test_bad_arguments_are_named(tmp_path, base, settings, message):
+def test_bad_arguments_are_named_before_anything_is_trained(tmp_path, base, untrained, settings, message):
     with pytest.raises(ValueError, match=message):
-        prepared(tmp_path, base, **settings)
+        report(prepared(tmp_path, base, **settings))
+    assert untrained == [] and [*tmp_path.iterdir()] == []
+
+
+def test_arguments_at_their_bounds_are_taken(tmp_path, base):
+    bounds = {"history_decay": 1, "probe_mask_rate": 1.0, "recall_samples": 0, "replay_samples": 0, "sft_steps": 0}
+    bounds |= {"eval_samples": 1, "train_samples": None, "seeds": (0, 7)}
+    assert prepared(tmp_path, base, **bounds).arguments.history_decay == 1
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 """What the text recipes train on and grade: splits, held-out problems, gold solutions, data by Hub name."""
 
+import gzip
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
 from isolation import isolated
 
+from hf_rm.evaluation import sandbox
+from hf_rm.evaluation.sandbox import SandboxSupport, SandboxUnavailableError
 from hf_rm.tasks._records import read_records
 from hf_rm.tasks.code.problems import SPLIT_SEED
 from hf_rm.tasks.code.tasks import CodeTask, more_code_tests
@@ -67,6 +71,10 @@ HUMANEVAL = [
 ]
 
 
+read_only = partial(CodeTask, isolation="none")
+"""For what runs no program, on any machine."""
+
+
 def verdicts(task, shift: int = 0) -> list[bool]:
     """Grades of the gold completions, or of those of other samples."""
     samples = [sample for sample in task.test() if sample.completion]
@@ -108,7 +116,7 @@ def test_training_problems_that_are_held_out_too_are_dropped(tmp_path):
     train, test = write(tmp_path / "a.jsonl", gsm8k(20)), write(tmp_path / "b.jsonl", gsm8k(20, start=15))
     task = MathTask("gsm8k", train, test)
     assert len(task.train()) == 15 and task.remarks == [f"{train}: 5 problems are held out, and not trained on"]
-    code = CodeTask("mbpp", write(tmp_path / "c.jsonl", MBPP[:6]), write(tmp_path / "d.jsonl", MBPP[4:]))
+    code = read_only("mbpp", write(tmp_path / "c.jsonl", MBPP[:6]), write(tmp_path / "d.jsonl", MBPP[4:]))
     assert [sample.key for sample in code.train()] == ["1", "2", "3", "4"]
     assert code.remarks == [f"{tmp_path / 'c.jsonl'}: 2 problems are held out, and not trained on"]
 
@@ -134,7 +142,7 @@ def test_records_that_cannot_be_used_and_duplicates_are_counted_and_named(tmp_pa
     assert len(gsm.train()) + len(gsm.test()) == 60
     assert "1 of 61 records left out: gsm8k.jsonl, record 1: gold is 'two', which is no number" in gsm.remarks[0]
     code = [MBPP[0], {**MBPP[1], "code": "def"}, *MBPP[2:], MBPP[0]]
-    mbpp = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", code))
+    mbpp = read_only("mbpp", write(tmp_path / "mbpp.jsonl", code))
     assert len(mbpp.train()) + len(mbpp.test()) == 9
     assert ["record 2" in remark or "1 duplicates" in remark for remark in mbpp.remarks] == [True, True]
 
@@ -186,8 +194,8 @@ def test_more_training_data_hold_nothing_out(tmp_path):
 
 def test_the_split_of_mbpp_is_by_a_seed(tmp_path):
     path = write(tmp_path / "mbpp.jsonl", MBPP)
-    keys = {seed: [s.key for s in CodeTask("mbpp", path, split_seed=seed).train()] for seed in (SPLIT_SEED, 1)}
-    assert keys[SPLIT_SEED] == [s.key for s in CodeTask("mbpp", path).train()] != keys[1]
+    keys = {seed: [s.key for s in read_only("mbpp", path, split_seed=seed).train()] for seed in (SPLIT_SEED, 1)}
+    assert keys[SPLIT_SEED] == [s.key for s in read_only("mbpp", path).train()] != keys[1]
 
 
 def test_a_missing_column_is_an_error_and_so_is_nothing_that_is_left(tmp_path):
@@ -197,8 +205,47 @@ def test_a_missing_column_is_an_error_and_so_is_nothing_that_is_left(tmp_path):
         MathTask("math", write(tmp_path / "b.jsonl", [{"problem": "a?", "answer": ""}] * 2)).test()
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (MBPP[:1], None, r"train.jsonl is too small to be split \(1\): pass `test_data`"),
+        (MBPP[:2], MBPP[:3], "every problem of .*train.jsonl is held out: pass other `train_data`"),
+        (MBPP, [*MBPP, {**MBPP[2], "text": "Add."}], r"test.jsonl has different problems .*: give \['3'\]"),
+    ],
+)
+def test_mbpp_without_a_part_or_with_an_identifier_twice_is_refused(tmp_path, train, test, message):
+    data = [write(tmp_path / "train.jsonl", train), test and write(tmp_path / "test.jsonl", test)]
+    with pytest.raises(ValueError, match=message):
+        read_only("mbpp", *data).train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(({"timeout": value}, f"timeout is {value}; pass") for value in (-1, 0, float("inf"))),
+        ({"memory_mb": 1}, "memory_mb is 1"),
+        ({"isolation": "some"}, "isolation is 'some'; pass 'full', or 'none'"),
+    ],
+)
+def test_settings_of_the_sandbox_are_checked_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CodeTask("mbpp", "not_read.jsonl", **settings)
+
+
+def test_where_there_is_no_isolation_code_is_refused_at_once(tmp_path, monkeypatch):
+    missing = SandboxSupport(False, f"no user namespace. {sandbox.REMEDY}", (), False)
+    monkeypatch.setattr(sandbox, "sandbox_available", lambda: missing)
+    with pytest.raises(SandboxUnavailableError, match="isolation is 'full', .* no user namespace.*isolation='none'"):
+        CodeTask("mbpp", "not_read.jsonl")
+    with pytest.raises(SandboxUnavailableError):
+        more_code_tests(["mbpp=not_read.jsonl"])
+    task = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP), isolation="none")
+    sample = task.test()[0]
+    assert task.grade(sample, sample.completion) and not task.grade(sample, "def add(): pass")
+
+
 def test_mbpp_is_split_in_the_papers_proportions(tmp_path):
-    task = CodeTask("mbpp", write(tmp_path / "mbpp.jsonl", MBPP))
+    task = read_only("mbpp", write(tmp_path / "mbpp.jsonl", MBPP))
     assert (len(task.train()), len(task.test())) == (3, 7)
     assert task.train()[0].completion.startswith("```python\ndef add_")
 
@@ -292,6 +339,56 @@ def test_completions_fill_the_canvas_with_end_tokens():
     assert decoded(row["input_ids"][5:], Words()) == "2"
     [short, long] = encode_samples(samples, Words(), 20, tail="one").rows
     assert short["input_ids"][5:] == [ord("2"), 0] and len(long["input_ids"]) == 15
+
+
+@pytest.mark.parametrize("template", [r"\boxed{} {question}", "{0} {question} {{}} {x}", "{question}{question}"])
+def test_other_braces_of_a_template_stand_for_themselves(tmp_path, template):
+    task = MathTask("gsm8k", test_data=write(tmp_path / "gsm8k.jsonl", gsm8k(1)), template=template)
+    assert task.test()[0].prompt == template.replace("{question}", "What is 0 + 0?")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_made_problems_are_refused(part, count):
+    with pytest.raises(ValueError, match=f"`{part}_count` .`made_{part}` of the recipe. is {count}: pass"):
+        build_math_task("word-problems", **{f"{part}_count": count})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl.gz", gzip.compress(b'{"question": "1?"}\n', mtime=0)),
+        ("train.parquet", b"PAR1\x15\x04\x15\xa0PAR1"),
+        ("train.jsonl", '{"question": "caf\u00e9?"}'.encode("latin-1")),
+        ("train.json", '[{"question": "1?"}]'.encode("utf-16")),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_with_what_is_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    message = rf"{name} is no text in UTF-8 \(.* at byte \d+\): pass JSON or JSONL"
+    with pytest.raises(ValueError, match=message) as raised:
+        MathTask("gsm8k", str(tmp_path / name)).test()
+    assert not isinstance(raised.value, UnicodeError)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}', '[{"a": 1}, {"a": 2}]'])
+def test_a_byte_order_mark_is_no_matter(tmp_path, text):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [record for _, record in read_records(tmp_path / "a.jsonl")] == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"a": 1}\n\n{"a": 2,}\n', "line 3 column 9"),
+        ('{"a": 1} {"a": 2}', "line 1 column 10"),
+        ('[{"a": 1},\n{"a"}]', "line 2 column 5"),
+    ],
+)
+def test_where_a_file_is_no_json_is_said(tmp_path, text, place):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=f"a.jsonl is neither JSONL nor a JSON list: .*: {place}"):
+        read_records(tmp_path / "a.jsonl")
 
 
 def test_empty_completions_and_tails_without_a_length_are_named():

@@ -1,5 +1,8 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +19,7 @@ from hf_rm.tasks.sudoku import (
     parse_board,
 )
 from hf_rm.tasks.sudoku import boards as boards_module
+from hf_rm.tasks.sudoku.boards import as_boards
 
 PATTERN = "123456789456789123789123456234567891567891234891234567345678912678912345912345678"
 
@@ -122,6 +126,40 @@ def test_text_accepts_dots_and_zeros():
 def test_bad_text_is_named(text, word):
     with pytest.raises(ValueError, match=word):
         parse_board(text)
+
+
+@pytest.mark.parametrize("text", [None, b"1" * 81, [1] * 81, 5])
+def test_what_is_no_text_is_named(text):
+    with pytest.raises(ValueError, match="^text is .*; pass a string of 81 characters"):
+        parse_board(text)
+
+
+@pytest.mark.parametrize(
+    ("boards", "message"),
+    [
+        ([[1.7] * 81], "boards holds 1.7; pass token ids, whole numbers from 0 to 9"),
+        ([[1.0] * 80 + [math.nan]], "boards holds nan; pass"),
+        ([[1.0] * 80 + [math.inf]], "boards holds ids from 1.0 to inf"),
+        (torch.full((1, 81), 2.5), "boards holds 2.5"),
+        ([[True] * 81], "boards has dtype bool; pass"),
+        (torch.ones(1, 81, dtype=torch.bool), "boards has dtype bool"),
+        ([["1"] * 81], "boards has dtype <U1"),
+        ([[None] * 81], "boards has dtype object"),
+        (np.ones((1, 81), dtype=complex), "boards has dtype complex128"),
+    ],
+)
+def test_what_is_no_id_is_named(boards, message):
+    for check in (as_boards, is_valid):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            check(boards)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint64, np.float16, np.float64])
+def test_whole_numbers_of_any_dtype_are_ids(dtype):
+    ids = np.arange(81) % 10
+    for boards in (ids.astype(dtype), ids.astype(dtype)[None], np.zeros((0, 81), dtype=dtype)):
+        array = as_boards(boards)
+        assert array.dtype == np.uint8 and np.array_equal(array, ids[None][: len(array)])
 
 
 @pytest.mark.parametrize("ids", [[1] * 80, [10] * 81, [-1] * 81])

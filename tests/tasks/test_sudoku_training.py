@@ -13,6 +13,7 @@ from hf_rm import RMTrainer, RMTrainingArguments
 from hf_rm.tasks.sudoku import arguments as arguments_module
 from hf_rm.tasks.sudoku import training as training_module
 from hf_rm.tasks.sudoku.arguments import SudokuArguments, check_run
+from hf_rm.tasks.sudoku.model import sudoku_config
 from hf_rm.tasks.sudoku.training import read_training, run_settings, train_run
 from hf_rm.training.stages import CLOCK_FILE, write_json
 
@@ -65,6 +66,9 @@ def test_what_would_stop_a_run_at_its_end_stops_it_before(tmp_path: Path, monkey
     check_run(SudokuArguments(laws=["paper"]), small(tmp_path, pool_fraction=0.0))
     with pytest.raises(ValueError, match="`max_steps` is -1"):
         check_run(SudokuArguments(), small(tmp_path, max_steps=-1))
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0: pass a positive number"):
+            check_run(SudokuArguments(), small(tmp_path, **{name: 0}))
     with pytest.raises(ValueError, match="horizon"):  # long enough for the arguments' own law, too short for this one
         check_run(SudokuArguments(laws=["attempts"]), small(tmp_path, law="paper", horizon=3))
     with pytest.raises(OSError, match="missing"):
@@ -74,6 +78,33 @@ def test_what_would_stop_a_run_at_its_end_stops_it_before(tmp_path: Path, monkey
     monkeypatch.setattr(arguments_module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="matplotlib"):
         check_run(SudokuArguments(), small(tmp_path))
+
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+
+
+@pytest.mark.parametrize("argument", ["eval_only", "also_evaluate"])
+def test_a_model_of_another_task_is_refused_before_it_is_loaded(argument: str, tmp_path: Path) -> None:
+    def check(name: Path | str) -> None:
+        check_run(
+            SudokuArguments(**{argument: str(name) if argument == "eval_only" else [str(name)]}), small(tmp_path)
+        )
+
+    check(CARDS / "rm-sudoku")
+    for card in ("tiny-math-base", "rm-image-edit"):
+        with pytest.raises(ValueError, match=f"`{argument}` names .*{card}.*no Sudoku model .vocabulary"):
+            check(CARDS / card)
+    mended = sudoku_config(structured=False)
+    mended.save_pretrained(tmp_path / "learned")  # its positions are learned, one for each cell
+    check(tmp_path / "learned")
+    changes = {"mask_token_id": 9}, {"position_groups": [[0] * 80]}, {"position_groups": None}
+    for number, change in enumerate(changes):
+        config = sudoku_config(structured=False)
+        for name, value in change.items():
+            setattr(config, name, value)
+        config.save_pretrained(tmp_path / str(number))
+        with pytest.raises(ValueError, match="no Sudoku model .vocabulary 10, mask"):
+            check(tmp_path / str(number))
 
 
 MATTERS = {

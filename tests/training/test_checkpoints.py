@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_training import tiny_model, tiny_rows
 
 from hf_rm import RMTrainer, RMTrainingArguments
 from hf_rm.training import default_lora_config
-from hf_rm.training.checkpoints import MANIFEST
+from hf_rm.training.checkpoints import MANIFEST, check_checkpoint, list_files
 
 FILES = {
     "model.safetensors",
@@ -76,10 +77,14 @@ def names(run: tuple[bool, Path]) -> set[str]:
 
 def test_the_list_names_every_file_and_a_whole_checkpoint_resumes(run, tmp_path):
     folder = run[1] / "checkpoint-2"
-    sizes = json.loads((folder / MANIFEST).read_text())
-    assert sizes == {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST}
+    entries = json.loads((folder / MANIFEST).read_text())
+    assert entries == {
+        path.name: {"size": path.stat().st_size, "digest": blake2b(path.read_bytes(), digest_size=16).hexdigest()}
+        for path in folder.iterdir()
+        if path.name != MANIFEST
+    }
     if not run[0]:
-        assert sizes.keys() == FILES
+        assert entries.keys() == FILES
     resumed = make(tmp_path, run[0])
     resumed.train(resume_from_checkpoint=str(folder))
     weights = "adapter_model.safetensors" if run[0] else "model.safetensors"
@@ -98,6 +103,61 @@ def test_a_file_that_is_truncated_is_named(run, tmp_path):
         checkpoint = spoil(run, tmp_path / str(number), name, truncate)
         refused(run, tmp_path, checkpoint, f"^{name} of the checkpoint .* has \\d+ bytes of \\d+")
     refused(run, tmp_path, spoil(run, tmp_path, MANIFEST, truncate), f"^{MANIFEST} of .* cannot be read")
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1  # near the end: a digit of the JSON files, a weight, or what a look at a zip's ends passes over
+    file.write_bytes(content)
+
+
+def test_a_file_with_one_bit_flipped_is_named(run, tmp_path):
+    for number, name in enumerate(sorted(names(run) - {MANIFEST})):
+        checkpoint = spoil(run, tmp_path / str(number), name, flip_a_bit)
+        refused(run, tmp_path, checkpoint, f"^{name} of the checkpoint .* (has other bytes|cannot be read)")
+
+
+def test_another_step_in_the_state_is_named(run, tmp_path):
+    """As many bytes, and JSON as before."""
+    step = lambda file: file.write_text(file.read_text().replace('"global_step": 2', '"global_step": 3'))  # noqa: E731
+    checkpoint = spoil(run, tmp_path, "trainer_state.json", step)
+    refused(run, tmp_path, checkpoint, "^trainer_state.json of the checkpoint .* has other bytes than it was written")
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "weights.bin").write_bytes(bytes(300_000))
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 2}')
+    list_files(tmp_path)
+    check_checkpoint(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", [0, 150_000, 299_999])
+def test_every_byte_of_every_folder_counts(listed, place):
+    content = bytearray(300_000)
+    content[place] = 128
+    (listed / "adapter" / "weights.bin").write_bytes(content)
+    with pytest.raises(OSError, match="^adapter/weights.bin of .* has other bytes .*delete files.json.: resume"):
+        check_checkpoint(listed)
+
+
+def test_a_list_from_before_the_digests_is_read(listed):
+    entries = json.loads((listed / MANIFEST).read_text())
+    (listed / MANIFEST).write_text(json.dumps({name: entry["size"] for name, entry in entries.items()}))
+    (listed / "trainer_state.json").write_text('{"global_step": 3}')
+    check_checkpoint(listed)
+    (listed / "trainer_state.json").write_text('{"global_step": 30}')
+    with pytest.raises(OSError, match="^trainer_state.json of .* has 19 bytes of 18 "):
+        check_checkpoint(listed)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"a": {"size": 1}}', '{"a": null}', '{"a": 1', "7"])
+def test_a_list_that_is_none_is_named(listed, content):
+    (listed / MANIFEST).write_text(content)
+    with pytest.raises(OSError, match=f"^{MANIFEST} of the checkpoint .* cannot be read: resume"):
+        check_checkpoint(listed)
 
 
 def test_weights_with_a_tensor_missing_are_named(run, tmp_path):

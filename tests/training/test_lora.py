@@ -404,8 +404,8 @@ class TestTraining:
         assert all(p.abs().sum() > 0 for n, p in adapted.named_parameters() if "lora_B" in n)
 
     @pytest.mark.parametrize("name", ["llama", "llama, tied"])
-    def test_published_and_loaded_it_computes_the_same(self, name, tmp_path):
-        """Of a tied head's rows, stored once, the loader said that they were missing."""
+    def test_published_and_loaded_it_computes_the_same(self, name, tmp_path, caplog):
+        """Of a tied head's rows, stored once, the loader said that they were missing, and printed that as well."""
         make_model(name, tmp_path).model.save_pretrained(tmp_path / "base")
         model = RMForMaskedDiffusion.from_backbone(str(tmp_path / "base"), mask_token_id=MASK)
         config = default_lora_config(model, r=2)
@@ -413,7 +413,11 @@ class TestTraining:
         trainer.train()
         adapted = trainer.accelerator.unwrap_model(trainer.model).eval()
         save_adapter_for_hub(adapted, tmp_path / "published")
+        loader = logging.getLogger("transformers.integrations.peft")
+        loader.addHandler(caplog.handler)
         again = RMForMaskedDiffusion.from_pretrained(tmp_path / "published").eval()
+        loader.removeHandler(caplog.handler)
+        assert not caplog.records
         ids = torch.tensor([[1, MASK, 2, MASK]])
         with torch.no_grad():
             torch.testing.assert_close(again(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-6)

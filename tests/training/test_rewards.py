@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from isolation import isolated
 
@@ -157,6 +158,31 @@ def test_a_library_with_alarms_of_its_own_does_not_switch_ours_off() -> None:
     time.sleep(0.6)  # nothing rings any more
 
 
+@pytest.mark.timeout(60)
+def test_a_search_that_keeps_the_gil_is_ended_and_its_neighbour_scored() -> None:
+    """`re` lets no thread run before it is done, which here would take years: a timer of the kernel ends it."""
+    before, begin = signal.getsignal(signal.SIGPROF), time.monotonic()
+    reward = contained(format_reward(r"^(a+)+$"), seconds=1.5)
+    assert call(reward, ["a" * 40 + "b", "aa"]) == [None, 1.0] and time.monotonic() - begin < 5
+    assert signal.getsignal(signal.SIGPROF) is before and signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    time.sleep(0.2)  # nothing is on its way
+
+
+def test_a_profiler_goes_on_afterwards() -> None:
+    def profile(*args: Any) -> None:
+        raise AssertionError("it is not due for an hour")
+
+    before = signal.signal(signal.SIGPROF, profile)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, 3600, 1800)
+        assert call(contained(lambda **_: [1.0], seconds=0.5), ["a"]) == [1.0]
+        left, again = signal.getitimer(signal.ITIMER_PROF)
+        assert signal.getsignal(signal.SIGPROF) is profile and 3000 < left <= 3601 and again == pytest.approx(1800)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def test_coroutines_are_contained_too() -> None:
     async def reward(completions: list[int], weights: list[float], **columns: Any) -> list[Any]:
         if 3 in completions:
@@ -196,6 +222,29 @@ def test_a_right_answer_that_cannot_be_one_is_an_error_before_training() -> None
         check_rewards([numeric], [{"prompt": "", "level": 1}])
     with pytest.raises(MissingColumnError, match="sudoku_exact reads the column 'solution'"):
         check_rewards([sudoku_reward("exact")], Dataset.from_list([{"prompt": ""}]))
+
+
+@pytest.mark.parametrize("bare", [1.0, None, torch.tensor(0.5)])
+def test_one_bare_value_for_a_batch_is_a_mistake(bare: Any) -> None:
+    """Contained it would train to the end on nothing."""
+
+    async def later(**columns: Any) -> Any:
+        return bare
+
+    for seconds in (30.0, None):
+        with pytest.raises(ValueError, match=r"returned .*, which is no list, for 2 completions: return a list with"):
+            call(contained(lambda **_: bare, seconds), ["a", "b"])
+    with pytest.raises(ValueError, match="The reward later returned .*, which is no list, for 2 completions"):
+        asyncio.run(call(contained(later), ["a", "b"]))
+
+
+def test_what_a_lazy_reward_raises_is_contained() -> None:
+    """A TypeError of its own says nothing of how many values there are."""
+
+    def lazy(completions: list[Any], **columns: Any) -> Any:
+        return (len(text) for text in completions)
+
+    assert call(contained(lazy), ["ab", 3]) == [2.0, None]
 
 
 def test_mistakes_are_not_contained() -> None:

@@ -64,6 +64,13 @@ def _parsed(code: str, where: str, name: str) -> ast.Module:
         raise BadRecordError(f"{where} has a {name!r} that is no Python: {error}") from error
 
 
+def _lines(listed: Any, where: str, name: str) -> list[str]:
+    """Source texts, of which a column holds a list."""
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(text, str) for text in listed):
+        raise BadRecordError(f"{where} has a {name!r} that is no list of texts, but {str(listed)[:80]!r}.")
+    return [_unix(text) for text in listed]
+
+
 def _defined(tree: ast.Module) -> list[str]:
     """Names that a module binds at its top level by def, class or assignment."""
     names = []
@@ -82,9 +89,10 @@ def _used(tree: ast.Module) -> set[str]:
 def mbpp_problem(where: str, record: dict[str, Any]) -> CodeProblem:
     """One MBPP record as a problem; `where` it is, for messages."""
     solution = _unix(column(record, where, "code"))
-    listed = column(record, where, "test_list")
-    setup = [_unix(record.get("test_setup_code") or ""), "\n".join(record.get("test_imports") or [])]
-    tests = [text for text in [*setup, *map(_unix, listed)] if text.strip()]
+    listed = _lines(column(record, where, "test_list"), where, "test_list")
+    imports = _lines(record.get("test_imports") or [], where, "test_imports")
+    setup = [_unix(record.get("test_setup_code") or ""), "\n".join(imports)]
+    tests = [text for text in [*setup, *listed] if text.strip()]
     used = set().union(*(_used(_parsed(test, where, "test_list")) for test in tests))
     names = tuple(name for name in _defined(_parsed(solution, where, "code")) if name in used)
     if not names:
@@ -105,8 +113,8 @@ def read_mbpp(path: str | Path, left_out: list[str] | None = None) -> list[CodeP
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or cannot be used: its code or tests are no Python, or do not belong
-            together; the message says which.
+        ValueError: If a record lacks a column, or cannot be used: its code or tests are no Python, no list or do not
+            belong together; the message says which.
 
     Example:
         >>> import json, tempfile

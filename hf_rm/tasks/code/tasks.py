@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+from ...evaluation.sandbox import check_sandbox
 from .._records import named_sources, read_told
 from ..text import TextSample
 from .problems import SPLIT_SEED, CodeProblem, read_humaneval, read_mbpp, split_problems
@@ -29,10 +31,12 @@ class CodeTask:
         test_data: Held-out data of the kind that `name` says. Without it, 70 % of `train_data`.
         timeout: Seconds a program may run.
         split_seed: Of the split, without test data.
-        sandbox: Further settings of [`~hf_rm.evaluation.sandbox.run_code`].
+        sandbox: Further settings of [`~hf_rm.evaluation.sandbox.run_code`], such as `isolation`.
 
     Raises:
-        ValueError: For an unknown name, or HumanEval without test data.
+        SandboxUnavailableError: If this machine gives no isolation: at once, not at the first grade.
+        ValueError: For an unknown name, a setting of the sandbox that makes no sense, HumanEval without test data, or
+            data in which an identifier is there twice or that is too small to be split.
         OSError: For data that is not there.
 
     Example:
@@ -57,12 +61,15 @@ class CodeTask:
             raise ValueError(f"task {name!r} has no data to be held out: pass {missing}.")
         self.name, self.train_data, self.test_data, self.split_seed = name, train_data, test_data, split_seed
         self.sandbox = {"timeout": timeout, **sandbox}
+        check_sandbox(**self.sandbox)
         self.remarks: list[str] = []
 
     def train(self) -> list[TextSample]:
         """Training problems with their solutions."""
         if self.train_data is None:
             raise ValueError(f"task {self.name!r} has no training data: pass `train_data`, an MBPP file.")
+        if not self._parts[0]:
+            raise ValueError(f"every problem of {self.train_data} is held out: pass other `train_data`.")
         return [self._sample(problem) for problem in self._parts[0]]
 
     def test(self) -> list[TextSample]:
@@ -79,17 +86,27 @@ class CodeTask:
 
     @cached_property
     def _parts(self) -> tuple[list[CodeProblem], list[CodeProblem]]:
-        train = [] if self.train_data is None else read_told(self.train_data, read_mbpp, self.remarks)
+        train = [] if self.train_data is None else self._read(self.train_data, read_mbpp)
         if self.test_data is None:
-            return split_problems(train, seed=self.split_seed)
-        read = read_humaneval if self.name == "humaneval" else read_mbpp
-        test = read_told(self.test_data, read, self.remarks)
+            parts = split_problems(train, seed=self.split_seed)
+            if not all(parts):
+                raise ValueError(f"{self.train_data} is too small to be split ({len(train)}): pass `test_data`.")
+            return parts
+        test = self._read(self.test_data, read_humaneval if self.name == "humaneval" else read_mbpp)
         held_out = {problem.task_id for problem in test}
         kept = [problem for problem in train if problem.task_id not in held_out]
         if len(kept) < len(train):
             count = len(train) - len(kept)
             self.remarks.append(f"{self.train_data}: {count:,} problems are held out, and not trained on")
         return kept, test
+
+    def _read(self, source: str, read: Callable[..., list[CodeProblem]]) -> list[CodeProblem]:
+        problems = read_told(source, read, self.remarks)
+        counts = Counter(problem.task_id for problem in problems)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"{source} has different problems of one task_id: give {twice[:5]} one each.")
+        return problems
 
     @cached_property
     def _by_key(self) -> dict[str, CodeProblem]:

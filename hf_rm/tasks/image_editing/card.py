@@ -52,8 +52,8 @@ be encoded with `codebook.npz` by hand.
 {evaluated}. 95 % intervals in brackets, over the edits. *precision*: share of the changed pixels inside the region;
 *coverage*: share of the region that changed; *success*: what was asked for is there, where it should be, and what was
 there before is gone (a check that agreed with the eye on 30 of the 36 results that had not set its limits); *acted*:
-anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source. Where a token ends as it was, the source's own pixels stay, for every
-system. The oracle knows the target's tokens.
+anything changed at all; *mae*, *psnr*, *ssim*: outside the region, against the source. Where a token ends as it was,
+the source's own pixels stay, for every system. The oracle knows the target's tokens.
 
 {table}
 

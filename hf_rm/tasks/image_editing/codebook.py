@@ -18,10 +18,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .checks import check_number
 
 Image = npt.NDArray[np.uint8]
 Grid = npt.NDArray[np.int64]
@@ -134,8 +137,9 @@ def fit_codebook(
             are its own patch and nothing more: edits stay exactly inside their tokens.
 
     Raises:
-        ValueError: for pictures that do not fit, or fewer patches than codes.
+        ValueError: for pictures that do not fit, a patch without pixels, or fewer patches than codes.
     """
+    check_number("patch", patch, 1, inf, "a whole number of pixels, 1 or more", whole=True)
     check_images(images, patch)
     patches = _patches(images.astype(np.float32), patch)
     if not 2 <= codes <= len(patches):
@@ -193,16 +197,19 @@ def receptive_field(
     return int(max(-places.min(), places.max() - patch + 1, 0))
 
 
-def check_images(images: Image, multiple: int = 1) -> None:
+def check_images(images: Image, multiple: int = 1, name: str = "images") -> None:
     """
-    Raise a ValueError unless `images` is (B, H, W, 3) uint8 with sides that are multiples of `multiple`.
+    Raise a ValueError unless `images`, the argument `name`, is (B, H, W, 3) uint8 with sides that are multiples of
+    `multiple`.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"`images` is {found}: pass a uint8 array of shape (batch, height, width, 3).")
-    if images.shape[1] % multiple or images.shape[2] % multiple or not images.size:
+        raise ValueError(f"`{name}` is {found}: pass a uint8 array of shape (batch, height, width, 3).")
+    if not images.size:
+        raise ValueError(f"`{name}` has shape {images.shape}: pass one picture or more, with pixels.")
+    if images.shape[1] % multiple or images.shape[2] % multiple:
         raise ValueError(
-            f"`images` has sides {images.shape[1]} x {images.shape[2]}: pass multiples of {multiple} (crop or resize)."
+            f"`{name}` has sides {images.shape[1]} x {images.shape[2]}: pass multiples of {multiple} (crop or resize)."
         )
 
 

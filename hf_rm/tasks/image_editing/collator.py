@@ -17,6 +17,7 @@ from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
 from ...training import MaskedSFTCollator
+from .checks import check_probabilities
 from .protocols import Layout
 
 
@@ -54,9 +55,7 @@ class EditCollator(RMDataCollator):
     first_states: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("text_drop", "image_drop", "false_alarms", "first_states"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}: pass a probability from 0 to 1.")
+        check_probabilities(self, "text_drop", "image_drop", "false_alarms", "first_states")
         if self.layout is None or not isinstance(self.proposal, SourceProposal):
             raise ValueError("an EditCollator needs a layout and a SourceProposal: use `edit_collator`.")
         super().__post_init__()
@@ -105,11 +104,20 @@ class EditSFTCollator(MaskedSFTCollator):
     [`~hf_rm.training.MaskedSFTCollator`] for edits: rows lose instruction and source as under [`EditCollator`].
 
     Args: as [`~hf_rm.training.MaskedSFTCollator`], and `layout`, `text_drop`, `image_drop` of [`EditCollator`].
+
+    Raises:
+        ValueError: for probabilities outside [0, 1], or without a layout.
     """
 
     layout: Layout = None  # type: ignore[assignment]
     text_drop: float = 0.1
     image_drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_probabilities(self, "text_drop", "image_drop")
+        if self.layout is None:
+            raise ValueError("`layout` is None: pass that of the rows, an EditLayout or a DimooLayout.")
+        super().__post_init__()
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = super().__call__(features)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ...families_rm import _read_config
 from ...modeling_rm import RMForMaskedDiffusion
 from .codebook import Grid, Image, check_images
 from .edit import EditRun, edit_images
@@ -187,8 +188,9 @@ class DimooLayout:
     def of(
         cls, tokenizer: Any, instructions: Sequence[str], rows: int, columns: int, source_drop: str = "mask"
     ) -> DimooLayout:
-        """The layout whose text slots fit these instructions."""
-        lengths = [len(tokenizer(dimoo_prompt(text))["input_ids"]) - 1 for text in (_UNCONDITION, *instructions)]
+        """The layout whose text slots fit these instructions; what is no text is left to [`encode_text`] to refuse."""
+        texts = (_UNCONDITION, *filter(_is_text, instructions))
+        lengths = [len(tokenizer(dimoo_prompt(text))["input_ids"]) - 1 for text in texts]
         return cls(tokenizer, rows, columns, max(lengths), source_drop)
 
     @property
@@ -229,8 +231,10 @@ class DimooLayout:
         The ids of a prompt up to the request's last, padded on the left.
 
         Raises:
-            ValueError: for an empty request, or one that is too long.
+            ValueError: for a request that is no text, is empty or too long.
         """
+        if not _is_text(instruction):
+            raise ValueError(f"`instruction` is {instruction!r}: pass a text, without lone surrogates.")
         if not instruction.strip():
             raise ValueError("`instruction` is empty: say what to edit.")
         ids, _ = self._prompt(instruction)
@@ -336,6 +340,11 @@ class DimooLayout:
         return before, behind
 
 
+def _is_text(instruction: Any) -> bool:
+    """Whether a tokenizer can read it."""
+    return isinstance(instruction, str) and not any("\ud800" <= character <= "\udfff" for character in instruction)
+
+
 def _with_newlines(grid: Grid) -> Ids:
     """(B, rows, columns) codes as ids, row by row, each row closed by a newline."""
     return np.pad(grid + FIRST_CODE, ((0, 0), (0, 0), (0, 1)), constant_values=NEWLINE_ID).reshape(len(grid), -1)
@@ -402,6 +411,28 @@ class VQTokens:
         return range(0, len(pictures), self.batch_size)
 
 
+def check_width(name: str | os.PathLike[str], **loading: Any) -> None:
+    """
+    Raise a ValueError for a checkpoint whose configuration says another width than DiMOO's vocabulary: nothing else of
+    it has to be read for that.
+
+    Args:
+        name (`str` or path): Hub name or folder.
+        loading: as for the network's `from_pretrained`.
+
+    Raises:
+        OSError: for a name without a configuration.
+        ValueError: for another width.
+    """
+    config = loading.get("config") or _read_config(str(name), loading)
+    width = getattr(config.get_text_config(), "vocab_size", None)
+    if width != VOCAB_SIZE:
+        raise ValueError(
+            f"`name` is {str(name)!r}, a {config.model_type} checkpoint with a vocabulary of {width}, and "
+            f"Lumina-DiMOO's is {VOCAB_SIZE}: pass a checkpoint of it, such as Alpha-VLLM/Lumina-DiMOO."
+        )
+
+
 def check_dimoo(model: Any) -> None:
     """
     Raise a ValueError unless the model is as wide as DiMOO's vocabulary, masks with its mask and may write codes.
@@ -463,6 +494,7 @@ class DimooEditor:
 
         Raises:
             ImportError: without diffusers.
+            ValueError: for a checkpoint of another width, by its configuration: before its weights are read.
         """
         try:
             from diffusers import VQModel
@@ -478,9 +510,11 @@ class DimooEditor:
             model = RMForMaskedDiffusion.from_pretrained(adapted, **of, **backbone_kwargs)
         else:
             kwargs = {**backbone_kwargs, **where}
+            check_width(name, **kwargs)
             model = RMForMaskedDiffusion.from_backbone(
                 str(name), suppressed_token_ids=[], history_scope="editable", backbone_kwargs=kwargs
             )
+        check_dimoo(model)  # before the rest is fetched
         vqvae = VQModel.from_pretrained(name, subfolder="vqvae", **where).to(model.device)
         return cls(model.eval(), AutoTokenizer.from_pretrained(name, **where), VQTokens(vqvae))
 
@@ -511,7 +545,7 @@ class DimooEditor:
         Raises:
             ValueError: for pictures and requests that do not fit.
         """
-        check_images(source, self.tokens.patch)
+        check_images(source, self.tokens.patch, "source")
         rows, columns = (side // self.tokens.patch for side in source.shape[1:3])
         layout = DimooLayout.of(self.tokenizer, instructions, rows, columns, source_drop)
         scales = {"text_guidance": text_guidance, "image_guidance": image_guidance}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
-from .codebook import Grid, Image
+from .checks import check_number
+from .codebook import Grid, Image, check_images
 from .guidance import KeptSource, TwoScaleGuidance
 from .protocols import ImageTokens, Layout
 
@@ -78,14 +80,14 @@ def edit_images(
     **generation: Any,
 ) -> EditRun:
     """
-    Edit pictures as asked. An instruction that cannot be read (empty, too long) leaves its picture as it is; how many
-    these are is warned of.
+    Edit pictures as asked. An instruction that cannot be read (no text, empty, too long) leaves its picture as it is;
+    how many these are is warned of.
 
     Args:
         model ([`RMForMaskedDiffusion`]): a network of this layout.
         layout ([`EditLayout`], [`DimooLayout`]): of its sequences.
         book ([`PatchCodebook`], [`VQTokens`]): tokens from pictures and back.
-        source (`(B, H, W, 3)` uint8): the pictures.
+        source (`(B, H, W, 3)` uint8): the pictures, as large as the layout's grid of the book's patches.
         instructions (sequence of B `str`): the requests.
         decoding (`str`, defaults to `"revise"`): a key of `DECODINGS`.
         batch_size (`int`, defaults to 64): edits at a time.
@@ -99,12 +101,15 @@ def edit_images(
         generation: further settings of the decoding loop.
 
     Raises:
-        ValueError: for an unknown decoding, pictures that do not fit the layout, or no instruction that can be read.
+        ValueError: for an unknown decoding, pictures that do not fit the layout, a batch size below 1, or no
+            instruction that can be read.
     """
     if decoding not in DECODINGS:
         raise ValueError(f"`decoding` is {decoding!r}: pass one of {', '.join(DECODINGS)}.")
     if len(source) != len(instructions):
         raise ValueError(f"{len(source)} pictures and {len(instructions)} instructions: pass one for each picture.")
+    check_number("batch_size", batch_size, 1, inf, "a whole number of edits, 1 or more", whole=True)
+    _check_size(source, layout, book)
     kept, left_out = _readable(instructions, layout)
     encoded = book.encode(source)
     sequences = layout.sequences([instructions[i] for i in kept], encoded[kept])
@@ -135,6 +140,17 @@ def edit_images(
     if keep_pixels:
         result = with_kept_pixels(result, source, final == encoded)
     return EditRun(result, states, predicted, forwards, left_out)
+
+
+def _check_size(source: Image, layout: Layout, book: ImageTokens) -> None:
+    """Raise a ValueError for pictures of other sides, in pixels, than those of the layout."""
+    check_images(source, name="source")
+    height, width = layout.rows * book.patch, layout.columns * book.patch
+    if source.shape[1:3] != (height, width):
+        raise ValueError(
+            f"`source` has shape {source.shape}, and this model edits pictures of {height} x {width} pixels (height x "
+            "width): crop or resize them to that first."
+        )
 
 
 def _readable(instructions: Sequence[str], layout: Layout) -> tuple[list[int], dict[int, str]]:

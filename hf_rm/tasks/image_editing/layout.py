@@ -138,8 +138,10 @@ class EditLayout:
         The ids of an instruction's words, padded; words that are not known become one id of their own.
 
         Raises:
-            ValueError: for an empty instruction or one with too many words.
+            ValueError: for an instruction that is no text, is empty or has too many words.
         """
+        if not isinstance(instruction, str):
+            raise ValueError(f"`instruction` is {instruction!r}: pass a text.")
         words = instruction_words(instruction)
         if not 0 < len(words) <= self.text_length:
             raise ValueError(

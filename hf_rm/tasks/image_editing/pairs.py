@@ -8,10 +8,10 @@ ImgEdit's own names do as well (`input_images` and `output_images`, lists of one
 rows, `{"data": [...]}`, are as many pairs as they have turns.
 
 Names are relative to the file's folder and stay inside it; in Parquet a picture may also lie in the table, as datasets
-writes them (`{"bytes": ..., "path": ...}`). `mask` (a picture, white where the edit is) or `box` (`[left, top, right,
-bottom]` in pixels) are optional: without them the region is where the two pictures differ. So is `description`, what
-the target shows, for [`vqa_score`]. Pairs that cannot be used are left out, and counted by reason: one bad file does
-not end a run.
+writes them (`{"bytes": ..., "path": ...}`). `mask` (a picture, white, over 127 of 255, where the edit is, on black or
+on nothing) or `box` (`[left, top, right, bottom]` in pixels) are optional: without them the region is where the two
+pictures differ. So is `description`, what the target shows, for [`vqa_score`]. Pairs that cannot be used are left out,
+and counted by reason: one bad file does not end a run.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .scenes import instruction_words
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 _KEYS = ("source", "target", "instruction")
 _OF_IMGEDIT = ("input_images", "output_images", "prompt")
+_WHITE = 127  # of 255: above it a mask is white
 _PARQUET_ROWS = 64  # read at a time: tables may hold whole pictures
 MAX_WORDS = 24
 """Of an instruction, where words have slots of their own; longer ones are left out."""
@@ -277,7 +278,9 @@ def _region(row: dict[str, Any], folder: Path, size: tuple[int, int], max_pixels
         mask = _open(folder, row["mask"], max_pixels, mode="L")
         if mask.size != size:
             raise _Unusable("mask of another size than its picture")
-        return mask.point(lambda value: 255 if value > 127 else 0)
+        if mask.getextrema()[1] <= _WHITE:  # values of 0 and 1, or a palette of dark colours
+            raise _Unusable(f"mask without white (over {_WHITE})")
+        return mask.point(lambda value: 255 if value > _WHITE else 0)
     if row.get("box") is None:
         return None
     left, top, right, bottom = _box(row["box"])
@@ -306,7 +309,9 @@ def _open(folder: Path, name: Any, max_pixels: int, mode: str = "RGB") -> Any:
         raise _Unusable("file missing") from error
     except pillow.DecompressionBombError as error:
         raise _Unusable("picture too large") from error
-    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+    except _Unusable:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise _Unusable("file is no picture, or damaged") from error
 
 
@@ -332,9 +337,10 @@ def _upright(picture: Any, max_pixels: int, mode: str) -> Any:
     if picture.mode not in _MODES:
         raise _Unusable(f"picture of mode {picture.mode}")
     upright = ImageOps.exif_transpose(picture)
-    if mode == "RGB" and upright.has_transparency_data:
-        paper = _pillow().new("RGBA", upright.size, "white")
-        return _pillow().alpha_composite(paper, upright.convert("RGBA")).convert("RGB")
+    if upright.has_transparency_data:
+        # A picture lies on white paper; where a mask is transparent nothing is marked, whatever colour is behind that.
+        paper = _pillow().new("RGBA", upright.size, "white" if mode == "RGB" else "black")
+        return _pillow().alpha_composite(paper, upright.convert("RGBA")).convert(mode)
     return upright.convert(mode)
 
 

@@ -258,7 +258,9 @@ def _comparison(title: str, base: Record, others: Sequence[Record], where_both_a
     rows = [["edits", *map(str, counts)]]
     for name in MEASURES:
         if name != "acted" or not where_both_acted:
-            rows.append([name, *(_of_edits(column[name], count) for column, count in zip(columns, counts, strict=True))])
+            rows.append(
+                [name, *(_of_edits(column[name], count) for column, count in zip(columns, counts, strict=True))]
+            )
     return Comparison(title, ["", *(record["name"] for record in others)], rows)
 
 

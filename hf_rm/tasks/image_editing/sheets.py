@@ -74,7 +74,7 @@ def write_edit_sheet(
     """
     pictures = {"source": source, "result": result, "target": target}
     for name, images in pictures.items():
-        check_images(images)
+        check_images(images, name=name)
         if images.shape != source.shape or not len(images):
             raise ValueError(
                 f"`{name}` has shape {images.shape} and `source` {source.shape}: pass pairs, one or more."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...corruption.pool import PoolRows
 from ...training import RMTrainer
 from ...training.unlikelihood import mask_unlikelihood
+from .checks import check_weight
 
 
 class ImageEditTrainer(RMTrainer):
@@ -24,12 +25,11 @@ class ImageEditTrainer(RMTrainer):
         unlikelihood_weight (`float`, defaults to 0.1): 0 turns the term off.
 
     Raises:
-        ValueError: for a negative weight.
+        ValueError: for a weight that is negative, or no finite number.
     """
 
     def __init__(self, *args: Any, unlikelihood_weight: float = 0.1, **kwargs: Any) -> None:
-        if unlikelihood_weight < 0:
-            raise ValueError(f"`unlikelihood_weight` is {unlikelihood_weight!r}: pass 0 (off) or more.")
+        check_weight("unlikelihood_weight", unlikelihood_weight)
         super().__init__(*args, **kwargs)
         self.unlikelihood_weight = unlikelihood_weight
         self._unedited: Tensor | None = None  # of the batch in hand, and the term that its forward found there

@@ -6,6 +6,8 @@ import re
 from typing import Literal
 
 MARK = "####"
+# Commands with arguments: two for `two`, else one. They may come without braces, as in \frac12.
+TAKES = re.compile(r"\\(?:(?P<two>[cdt]?frac|[dt]?binom)|sqrt)(?![A-Za-z])(?:\s*\[[^\]]*\])?\s*")
 
 
 def _braced(text: str, start: int) -> str | None:
@@ -46,6 +48,28 @@ def extract_boxed(text: str) -> str | None:
     else:
         content = re.split(r"[\s$.,;]", text[start:], maxsplit=1)[0]
     return (content or "").strip() or None
+
+
+def lacks_argument(text: str) -> bool:
+    r"""Whether a fraction, a binomial or a root has an empty group where an argument belongs.
+
+    Args:
+        text: LaTeX.
+
+    Example:
+        >>> lacks_argument(r"\frac{1}{}"), lacks_argument(r"\frac{1}{2}"), lacks_argument(r"2\pi{}")
+        (True, False, False)
+    """
+    for command in TAKES.finditer(text):
+        rest = text[command.end() :]
+        for _ in range(2 if command["two"] else 1):
+            group = _braced(rest, 0) if rest.startswith("{") else None
+            if group is None:
+                break
+            if not group.strip():
+                return True
+            rest = rest[len(group) + 2 :].lstrip()
+    return False
 
 
 def extract_marked(text: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._records import BadRecordError, column, read_each
 from .answers import extract_boxed, extract_marked
-from .equivalence import answers_equal
+from .equivalence import answers_equal, can_be_graded
 
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
@@ -106,7 +106,7 @@ def read_math(path: str | Path, left_out: list[str] | None = None) -> list[MathP
 
     Raises:
         OSError: If there is nothing to read.
-        ValueError: If a record lacks a column, or cannot be used: it has no answer.
+        ValueError: If a record lacks a column, or cannot be used: it has no answer, or one that is broken LaTeX.
 
     Example:
         >>> import json, tempfile
@@ -127,6 +127,8 @@ def _math_problem(where: str, record: dict[str, Any]) -> MathProblem:
         answer = extract_boxed(solution)
     if answer is None:
         raise BadRecordError(f"{where}: its 'solution' has no complete \\boxed{{...}}, and there is no 'answer'.")
+    if not can_be_graded(answer):
+        raise BadRecordError(f"{where}: its answer {answer[:80]!r} is no LaTeX that can be graded.")
     subject = str(record.get("subject") or record.get("type") or "")
     question = _text(record, where, "problem", "question")
     return MathProblem(question, answer, solution, subject, _level(record.get("level")))

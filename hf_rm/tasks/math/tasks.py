@@ -56,11 +56,17 @@ class WordProblems:
         train_count: Training problems.
         test_count: Held-out problems.
         seed: Of both.
+
+    Raises:
+        ValueError: For a count below 1.
     """
 
     name = "word-problems"
 
     def __init__(self, train_count: int = 20_000, test_count: int = 1000, seed: int = 0) -> None:
+        for part, count in (("train", train_count), ("test", test_count)):
+            if count < 1:
+                raise ValueError(f"`{part}_count` (`made_{part}` of the recipe) is {count}: pass an integer above 0.")
         self.train_count, self.test_count, self.seed = train_count, test_count, seed
 
     def train(self) -> list[TextSample]:
@@ -89,7 +95,7 @@ class MathTask:
         train_data: Training data: a file, a folder, or ``owner/name:config:split``. CMATH has none.
         test_data: Held-out data. Without it every tenth training problem, by the hash of its question.
         hold_out: False for data that is all to be trained on, and tested elsewhere.
-        template: Of the prompt, with ``{question}``.
+        template: Of the prompt, with ``{question}``; other braces stand for themselves.
 
     Raises:
         ValueError: For an unknown name, a template without ``{question}``, a record without a column (the message
@@ -188,7 +194,7 @@ class MathTask:
         key = f"{_digest(problem.question):016x}"
         group = problem.subject or (str(problem.level) if problem.level else "")
         return TextSample(
-            key, self.template.format(question=problem.question), problem.solution, problem.answer, group
+            key, self.template.replace("{question}", problem.question), problem.solution, problem.answer, group
         )
 
 

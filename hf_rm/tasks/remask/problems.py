@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -63,7 +63,7 @@ class ProblemArguments:
     base: str | None = field(
         default=None, metadata={"help": "A name or folder to start from; Sudoku has a fresh model without one."}
     )
-    backbone_kwargs: dict[str, Any] | str = field(
+    backbone_kwargs: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "For loading `base`: dtype, attn_implementation."}
     )
     canvas: Literal["masks", "draft"] = field(
@@ -82,13 +82,13 @@ class ProblemArguments:
     longest_row: int | None = field(
         default=None, metadata={"help": "Tokens of question and canvas; longer: left out."}
     )
-    decoding_sft: dict[str, Any] | str = field(
+    decoding_sft: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Settings of generate_reflective after vanilla fine-tuning."}
     )
-    decoding_remedi: dict[str, Any] | str = field(
+    decoding_remedi: dict[str, Any] | str | None = field(
         default_factory=dict, metadata={"help": "Those of RemeDi, in rollouts and in evaluation."}
     )
-    decoding_rm: dict[str, Any] | str = field(default_factory=dict, metadata={"help": "Those of RM, in both."})
+    decoding_rm: dict[str, Any] | str | None = field(default_factory=dict, metadata={"help": "Those of RM, in both."})
     rewards: list[str] = field(
         default_factory=lambda: ["valid", "conflicts"],
         metadata={
@@ -108,6 +108,9 @@ class ProblemArguments:
     )
 
     def __post_init__(self) -> None:
+        for item in fields(self):  # also a recipe's own
+            if item.default_factory is dict:
+                as_dict(getattr(self, item.name), item.name)
         if self.task not in TASKS:
             raise ValueError(f"`task` is {self.task!r}: pass one of {', '.join(TASKS)}.")
         known = _REWARDS.get(self.task, ("answer", "format"))
@@ -130,9 +133,34 @@ class ProblemArguments:
 _REWARDS = {"sudoku": ("valid", "exact", "conflicts"), "mbpp": ("passes", "format")}
 
 
-def as_dict(given: dict[str, Any] | str) -> dict[str, Any]:
-    """A setting that a YAML file gives as a dict and a command line as JSON."""
-    return json.loads(given) if isinstance(given, str) else dict(given)
+def as_dict(given: dict[str, Any] | str | None, name: str = "setting") -> dict[str, Any]:
+    """
+    A setting that a YAML file gives as a dict and a command line as JSON; None is an empty one.
+
+    A field for it is annotated `dict[str, Any] | str | None`: without the None, HfArgumentParser makes `dict` read the
+    command line's text.
+
+    Args:
+        given: the setting.
+        name (`str`): what it is called, for the error.
+
+    Raises:
+        ValueError: for what is neither a dict nor a JSON object.
+
+    Example:
+        >>> as_dict('{"steps": 12}'), as_dict({"steps": 12}), as_dict(None)
+        ({'steps': 12}, {'steps': 12}, {})
+    """
+    try:
+        values = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{name}` is {given!r}, no JSON ({error}): {_JSON_OBJECT}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"`{name}` is {given!r}, no JSON object: {_JSON_OBJECT}")
+    return dict(values or {})
+
+
+_JSON_OBJECT = """pass one such as '{"steps": 12}', in quotes."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ A stage that is done is not done again, one that was stopped goes on from its la
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ...configuration_rm import RMConfig
 from ...evaluation.statistics import Interval
 from ...generation_rm import check_decoding
 from ...hub import save_adapter_for_hub
@@ -214,7 +216,7 @@ class RemaskStages:
         """Of the model that a stage begins with."""
         stage = self.stages[name]
         if stage.trainer == "given":
-            return Outline.saved(stage.settings["model"])
+            return _given_outline(name, str(stage.settings["model"]), stage.settings["policy"])
         if stage.trainer == "rl":
             return self._outline(str(stage.after))
         return self.problems.outline(KINDS[stage.trainer], as_dict(stage.settings.get("wrapper", {})))
@@ -392,6 +394,34 @@ class RemaskStages:
                 torch.cuda.empty_cache()
         trust = {key: Interval(*values) for key, values in known["confidence"].items()}
         return Outcome(known["values"], known["answers"]), trust
+
+
+_POLICY_NAMES = {"remedi": "RemeDi", "rm": "RM"}
+
+
+def _given_outline(name: str, model: str, policy: str) -> Outline:
+    """Of the model that stage `name` is given; a ValueError where it is not there, or of another kind than said."""
+    # Two parts may be a name on the Hub, which says for itself that it is not there.
+    local = model.startswith((".", "~")) or model.count("/") > 1 or os.path.isabs(model)
+    if local and not Path(model).exists():
+        raise ValueError(
+            f"stage {name!r} is given the model {model!r}, a folder that does not exist here ({Path.cwd()}): pass the "
+            "folder of a trained model (remask_rl.py: --start OUTPUT_DIR/seed42/remask-sft), or a name on the Hub."
+        )
+    outline = Outline.saved(model)
+    if not isinstance(outline.config, RMConfig):
+        kind = getattr(outline.config, "model_type", type(outline.config).__name__)
+        raise ValueError(
+            f"stage {name!r} is given the model {model!r}, a plain {kind} one without a policy: pass a trained RM or "
+            "RemeDi model, or train one from it (remask_rl.py: --base in place of --start)."
+        )
+    own = "remedi" if outline.has_unmasking_policy else "rm"
+    if own != policy:
+        raise ValueError(
+            f"stage {name!r} is given the model {model!r}, which is no {_POLICY_NAMES[policy]} model but "
+            f"{_POLICY_NAMES[own]}'s: pass --policy {own} (in a configuration's stage `policy: {own}`)."
+        )
+    return outline
 
 
 def training_settings(args: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from ...corruption.laws import LAWS, build_law
 from ...training import RMTrainingArguments
-from .boards import load_real_boards
+from .boards import CELLS, MASK_ID, VOCAB_SIZE, load_real_boards
 from .evaluate import DECODINGS
 from .evaluation_set import Source
 from .model import VARIANTS
@@ -151,7 +151,7 @@ def check_run(arguments: SudokuArguments, training: RMTrainingArguments) -> None
     What would stop a run after hours of training stops it now.
 
     Raises:
-        ValueError: for settings that contradict each other.
+        ValueError: for settings that contradict each other, and for a model of another task.
         ImportError: without matplotlib.
         OSError: for a model that is not there.
     """
@@ -159,13 +159,16 @@ def check_run(arguments: SudokuArguments, training: RMTrainingArguments) -> None
         raise ImportError('The recipe plots accuracy against rounds with matplotlib: pip install "hf-rm[recipes]"')
     for name in [*arguments.also_evaluate, *([arguments.eval_only] if arguments.eval_only else [])]:
         try:
-            AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name)
         except OSError as error:
             raise OSError(f"{name!r} is to be evaluated, but is neither a model's folder nor on the Hub.") from error
+        _check_sudoku_model("also_evaluate" if name in arguments.also_evaluate else "eval_only", name, config)
     if arguments.eval_only is not None:
         return
-    if training.max_steps < 1:
-        raise ValueError(f"`max_steps` is {training.max_steps}: pass the steps of the training, at least 1.")
+    # No rows to train on would come of any of them.
+    for setting in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, setting) < 1:
+            raise ValueError(f"`{setting}` is {getattr(training, setting)}: pass a positive number.")
     for law, pool in map(split_law, arguments.laws):
         build_law(law, training.horizon, training.max_attempts)
         if pool and not training.pool_fraction:
@@ -173,3 +176,19 @@ def check_run(arguments: SudokuArguments, training: RMTrainingArguments) -> None
                 f"`laws` has {law + POOL!r}, but `pool_fraction` is 0: pass the pool's share of a batch, such as 0.5, "
                 f"or {law!r}."
             )
+
+
+def _check_sudoku_model(argument: str, name: str, config: Any) -> None:
+    """Raise a ValueError where a configuration cannot be a Sudoku model's: its vocabulary, mask or positions."""
+    inner = config.get_text_config()
+    groups = getattr(config, "position_groups", None)
+    vocab_size = getattr(config, "vocab_size", getattr(inner, "vocab_size", None))
+    mask = getattr(config, "mask_token_id", None)
+    positions = len(groups[0]) if groups else getattr(inner, "max_position_embeddings", None)
+    fits = positions is None or (positions == CELLS if groups else positions >= CELLS)
+    if vocab_size != VOCAB_SIZE or mask not in (None, MASK_ID) or not fits:
+        raise ValueError(
+            f"`{argument}` names {name!r}, which is no Sudoku model (vocabulary {vocab_size}, mask {mask}, positions "
+            f"{positions}): pass one of {VOCAB_SIZE} ids, {MASK_ID} the mask, over {CELLS} positions, such as "
+            "model_cards/rm-sudoku."
+        )

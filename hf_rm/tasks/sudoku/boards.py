@@ -61,14 +61,15 @@ def as_boards(boards: Any, name: str = "boards") -> BoardArray:
     """Check an array (or CPU tensor) of boards and return it as uint8.
 
     Args:
-        boards: Token ids in 0..9, any numeric dtype, shape (B, 81), or (81,) for one board.
+        boards: Token ids in 0..9, whole numbers of any numeric dtype, shape (B, 81), or (81,) for one board.
         name: The argument's name in error messages.
 
     Returns:
         The ids as uint8 of shape (B, 81).
 
     Raises:
-        ValueError: If the last axis is not 81, there are more than two axes, or an id is outside 0..9.
+        ValueError: If the last axis is not 81, there are more than two axes, or an entry is no number (a boolean is
+            none), no whole one or outside 0..9.
 
     Example:
         >>> as_boards([[0] * 81]).shape
@@ -81,6 +82,12 @@ def as_boards(boards: Any, name: str = "boards") -> BoardArray:
         raise ValueError(
             f"{name} has shape {tuple(array.shape)}; pass boards of shape (B, {CELLS}) in row-major order."
         )
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} has dtype {array.dtype}; pass token ids, whole numbers from 0 to {VOCAB_SIZE - 1}.")
+    # What is not equal to itself rounded down is a fraction or no number at all; infinities fall out of the range.
+    broken = array[array != np.floor(array)] if array.dtype.kind == "f" else array[:0]
+    if broken.size:
+        raise ValueError(f"{name} holds {broken.flat[0]}; pass token ids, whole numbers from 0 to {VOCAB_SIZE - 1}.")
     if array.size and (array.min() < 0 or array.max() >= VOCAB_SIZE):
         raise ValueError(
             f"{name} holds ids from {array.min()} to {array.max()}; pass 1..9 for digits and {MASK_ID} for the mask."
@@ -120,12 +127,14 @@ def parse_board(text: str) -> BoardArray:
         The ids, uint8 of shape (81,).
 
     Raises:
-        ValueError: If there are not 81 cells or a character is none of the above.
+        ValueError: If it is no text, there are not 81 cells or a character is none of the above.
 
     Example:
         >>> int(parse_board("5" + "." * 80)[0])
         5
     """
+    if not isinstance(text, str):
+        raise ValueError(f"text is {text!r}; pass a string of {CELLS} characters, '.' or '0' for an empty cell.")
     cells = "".join(text.replace(_BORDER, "").replace("|", "").split()).replace(".", "0")
     unknown = sorted(set(cells) - set("0123456789"))
     if unknown:
