@@ -222,6 +222,8 @@ def refuse_pickles(folder: str | Path) -> None:
 def _finish(folder: Path, tokenizer: Any) -> None:
     export_code(folder)
     if tokenizer is not None:
+        for name in ("is_local", "local_files_only"):  # how it was loaded, which newer transformers would write down
+            tokenizer.init_kwargs.pop(name, None)
         tokenizer.save_pretrained(folder)
 
 

@@ -1,14 +1,17 @@
 """What needs no Hub: which names are local, what PEFT sees of a base, which arguments are refused at once."""
 
+import json
 from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from tiny_models import wrapped
+from transformers import AutoTokenizer
 
 from hf_rm.adapters_rm import take_over_placement
-from hf_rm.hub import save_adapter_for_hub
+from hf_rm.hub import save_adapter_for_hub, save_for_hub
 from hf_rm.hub.layout import active_adapter, has_adapter, is_local
+from hf_rm.tasks.sudoku.model import build_sudoku_tokenizer
 
 
 def test_which_bases_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +32,13 @@ def test_where_and_how_the_base_is_held_is_taken_over() -> None:
     whole.model.hf_device_map = {"": "cpu"}
     take_over_placement(whole)
     assert whole.hf_device_map == {"model": "cpu"}
+
+
+def test_a_tokenizer_does_not_say_how_it_was_loaded(tmp_path: Path) -> None:
+    build_sudoku_tokenizer().save_pretrained(tmp_path / "made")
+    save_for_hub(wrapped(), tmp_path / "again", tokenizer=AutoTokenizer.from_pretrained(tmp_path / "made"))
+    made, again = (json.loads((tmp_path / name / "tokenizer_config.json").read_text()) for name in ("made", "again"))
+    assert again == made
 
 
 def test_several_active_adapters_are_refused(tmp_path: Path) -> None:

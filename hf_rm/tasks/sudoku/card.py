@@ -256,6 +256,7 @@ def _training(training: Mapping[str, Any] | None) -> str:
     last = "a finishing stage" if len(steps) == 2 else "finishing stages"
     finish = f" and {last} of {', '.join(steps[1:])}" if steps[1:] else ""
     minutes = " + ".join(f"{stage['cpu_minutes']:.1f}" for stage in stages)
+    parts = f" ({minutes})" if steps[1:] else ""
     where = f"{_count(training['processes'], 'process', 'es')} of {_count(training['threads'], 'thread')}"
     attempts = f", up to {settings['max_attempts']} wrong attempts a cell" if "max_attempts" in settings else ""
     pool = ""
@@ -267,7 +268,7 @@ def _training(training: Mapping[str, Any] | None) -> str:
     rates = f"Muon at {muon:g} for the matrices and AdamW at {settings['learning_rate']:g} for the rest"
     return (
         f"`{training['command']}`, seed {settings['seed']}: {steps[0]} steps of {size} generated boards{finish}, "
-        f"{training['train_cpu_minutes']:.1f} minutes of CPU time ({minutes}) in {where}. Trajectory law "
+        f"{training['train_cpu_minutes']:.1f} minutes of CPU time{parts} in {where}. Trajectory law "
         f"`{settings['law']}` (T = {settings['horizon']}{attempts}){pool}; "
         f"{rates if muon else 'AdamW at ' + format(settings['learning_rate'], 'g')}."
     )
