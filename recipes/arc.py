@@ -20,6 +20,7 @@ sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != _
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +30,7 @@ from rich.table import Table
 from trl import TrlParser
 
 from hf_rm import ReflectiveGenerationConfig, RMTrainingArguments
+from hf_rm.checks import check_number
 from hf_rm.evaluation import evaluate_multiple_choice, paired_bootstrap, shown_interval, wilson_interval
 from hf_rm.evaluation.multiple_choice import Normalise
 from hf_rm.processes import gathered, own_share
@@ -67,12 +69,9 @@ class ArcArguments(PostTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        samples = self.likelihood_samples
-        if samples is not None and (not isinstance(samples, int) or samples < 1):
-            raise ValueError(
-                f"`likelihood_samples` is {samples!r}: pass an integer of at least 1, or leave it out for "
-                "one forward pass."
-            )
+        if self.likelihood_samples is not None:
+            what = "an integer of at least 1, or leave it out for one forward pass"
+            check_number("likelihood_samples", self.likelihood_samples, 1, inf, what, int)
         if self.normalise not in get_args(Normalise):  # argparse checks the command line's, not a YAML file's
             raise ValueError(f"`normalise` is {self.normalise!r}: pass one of {', '.join(get_args(Normalise))}.")
         ReflectiveGenerationConfig(**self.decoding("sft"))  # the harvest decodes

@@ -38,6 +38,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from hf_rm import RMForMaskedDiffusion, RMTrainingArguments
+from hf_rm.checks import check_counts, check_probabilities, check_weight
 from hf_rm.corruption import build_law
 from hf_rm.corruption.shards import file_digest
 from hf_rm.tasks.image_editing import (
@@ -48,8 +49,7 @@ from hf_rm.tasks.image_editing import (
     load_codebook,
 )
 from hf_rm.tasks.image_editing.card import write_image_card
-from hf_rm.tasks.image_editing.checks import check_counts, check_probabilities, check_weight, refuse_blank_rows
-from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator
+from hf_rm.tasks.image_editing.collator import EditSFTCollator, edit_collator, refuse_blank_rows
 from hf_rm.tasks.image_editing.edit import DECODINGS, EditRun
 from hf_rm.tasks.image_editing.editor import ImageEditor
 from hf_rm.tasks.image_editing.layout import MASK_ID, EditLayout, EditRows, edit_layout, pairs_layout

@@ -33,18 +33,12 @@ from trl import TrlParser
 
 from hf_rm import RMTrainingArguments
 from hf_rm.adapters_rm import HUB_ARGUMENTS
+from hf_rm.checks import check_counts, check_probabilities, check_scale, check_weight
 from hf_rm.corruption import build_law
 from hf_rm.corruption.shards import file_digest
 from hf_rm.hub import save_adapter_for_hub, save_for_hub
 from hf_rm.tasks.image_editing.buckets import SizedCollator, SizedRows, bucket_cut, by_size
-from hf_rm.tasks.image_editing.checks import (
-    check_counts,
-    check_probabilities,
-    check_scale,
-    check_weight,
-    refuse_blank_rows,
-)
-from hf_rm.tasks.image_editing.collator import edit_collator
+from hf_rm.tasks.image_editing.collator import edit_collator, refuse_blank_rows
 from hf_rm.tasks.image_editing.dimoo import DimooEditor
 from hf_rm.tasks.image_editing.metrics import load_scorer, vqa_score
 from hf_rm.tasks.image_editing.pairs import EditPairReader, EditPairs

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from blocked import run_blocked
+from safetensors.torch import load_file, save_file
 from tiny_models import grid_model
 
 import hf_rm
@@ -16,12 +17,12 @@ from hf_rm.hub import export_code, save_for_hub
 PACKAGE = Path(hf_rm.__file__).parent
 
 DECODE = """
-import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
-output = model.generate_reflective(torch.load({ids!r}, weights_only=True))
-torch.save(output.trajectory.states, {out!r})
+output = model.generate_reflective(load_file({ids!r})["ids"])
+save_file({{"states": output.trajectory.states.contiguous()}}, {out!r})
 """
 
 
@@ -93,13 +94,14 @@ def test_a_published_model_runs_without_hf_rm(tmp_path: Path) -> None:
     model.generation_config = ReflectiveGenerationConfig(editable="all", max_steps=12, output_trajectory=True)
     folder = save_for_hub(model, tmp_path / "model")
     ids = torch.randint(0, 11, (3, 9), generator=torch.Generator().manual_seed(0))
-    torch.save(ids, tmp_path / "ids.pt")
-    script = DECODE.format(folder=str(folder), ids=str(tmp_path / "ids.pt"), out=str(tmp_path / "out.pt"))
+    given, out = tmp_path / "ids.safetensors", tmp_path / "out.safetensors"
+    save_file({"ids": ids}, given)
+    script = DECODE.format(folder=str(folder), ids=str(given), out=str(out))
     result = run_blocked(script, {"hf_rm"}, tmp_path)
     assert result.returncode == 0, result.stderr
     expected = model.generate_reflective(ids).trajectory.states
     assert len(expected) > 3
-    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+    assert torch.equal(load_file(out)["states"], expected)
 
 
 def test_core_and_trainer_import_without_the_optional_packages(tmp_path: Path) -> None:

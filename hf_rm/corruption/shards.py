@@ -11,10 +11,10 @@ not depend on the number of processes: another number of them goes on where the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,5 @@ def _write(path: Path, data: bytes) -> None:
 
 def file_digest(path: Path) -> str:
     """Of a file's content."""
-    digest = blake2b(digest_size=16)
     with path.open("rb") as handle:
-        while block := handle.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

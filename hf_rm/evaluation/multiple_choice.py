@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
+from ..checks import check_number
 from ..generation_canvas_rm import check_length
 from ..generation_sampler_rm import log_partition
 from ..modes import evaluating
@@ -273,8 +275,7 @@ def score_continuations(
 
 def _check_counts(num_samples: int | None, batch_size: int) -> None:
     for name, value in (("num_samples", 1 if num_samples is None else num_samples), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}: pass an integer of at least 1.")
+        check_number(name, value, 1, inf, "an integer of at least 1", int)
 
 
 def _encoded(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Pair]:

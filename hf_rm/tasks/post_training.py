@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_type_hints
 
@@ -27,6 +28,7 @@ from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..adapters_rm import _LOADING, HUB_ARGUMENTS
+from ..checks import check_number
 from ..corruption import FrozenTopKProposal, HarvestedProposal, Proposal, build_topk_cache, harvest
 from ..corruption.topk import data_digest
 from ..evaluation.text import evaluate_text
@@ -205,9 +207,9 @@ class PostTrainingArguments:
         for least, names in _LEAST.items():
             for name in names:
                 value, optional = getattr(self, name), self.__dataclass_fields__[name].default is None
-                if not _is_integer(value, least) and not (optional and value is None):
-                    more = ", or leave it out for all of them" if optional else ""
-                    raise ValueError(f"`{name}` is {value!r}: pass an integer of at least {least}{more}.")
+                more = ", or leave it out for all of them" if optional else ""
+                if not (optional and value is None):
+                    check_number(name, value, least, inf, f"an integer of at least {least}{more}", int)
         for name, interval in _SHARES.items():
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -7,13 +7,13 @@ Also how they are checked, their weights read back and told apart, and their arg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import zipfile
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
+
+from ..corruption.shards import file_digest
 
 STAGING = ".staging"
 MANIFEST = "files.json"
@@ -53,7 +55,7 @@ def list_files(folder: Path) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": _content_digest(path)}
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "digest": file_digest(path)}
         for path in files
     }
     (folder / MANIFEST).write_text(json.dumps(entries, indent=2))
@@ -97,7 +99,7 @@ def check_checkpoint(folder: str | Path, needed: Sequence[str] = ()) -> None:
             raise _not_whole(folder, name, "cannot be read")
     # Last, when all that is quickly found out is right: every byte is read.
     for name, (_, digest) in entries.items():
-        if digest is not None and _content_digest(there[name]) != digest:
+        if digest is not None and file_digest(there[name]) != digest:
             raise _not_whole(folder, name, f"has other bytes than it was written with ({_ON_PURPOSE})")
 
 
@@ -196,7 +198,7 @@ def saved_digest(model: str | Path, revision: str | None = None) -> str | None:
         if isinstance(model, Path):
             return None
         return PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("_commit_hash")
-    whole = blake2b(digest_size=8)
+    whole = hashlib.blake2b(digest_size=8)
     for path in sorted(path for pattern in _DEFINING for path in folder.glob(pattern)):
         state = path.stat()
         whole.update(path.relative_to(folder).as_posix().encode())
@@ -208,7 +210,7 @@ def saved_digest(model: str | Path, revision: str | None = None) -> str | None:
 def _file_digest(path: Path, size: int, modified: int) -> bytes:
     """Of a file's bytes; a file of gigabytes is read once, until it changes."""
     with path.open("rb") as file:
-        return file_digest(file, "sha256").digest()
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def replace_pickled_arguments(args: Any, folder: str | Path | None = None) -> None:
@@ -230,12 +232,6 @@ def replace_pickled_arguments(args: Any, folder: str | Path | None = None) -> No
     place = Path(folder or args.output_dir)
     (place / "training_args.bin").unlink(missing_ok=True)
     (place / "training_args.json").write_text(json.dumps(args.to_sanitized_dict(), indent=2, default=str))
-
-
-def _content_digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, which `file_digest` reads a piece at a time."""
-    with path.open("rb") as file:
-        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
 
 
 def _flush(path: Path) -> None:

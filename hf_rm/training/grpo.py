@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checks import check_number
 from ..generation_config_rm import ReflectiveGenerationConfig
 from ..generation_rm import check_decoding
 from ..generation_sampler_rm import _forbidden_ids, end_tokens
@@ -187,11 +189,8 @@ class RemaskGRPOConfig(GRPOConfig):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"`{name}` is {value!r}: pass an integer of {least} or more"
-                    f"{', or leave it out' if name in _OPTIONAL else ''}."
-                )
+            more = ", or leave it out" if name in _OPTIONAL else ""
+            check_number(name, value, least, inf, f"an integer of {least} or more{more}", Integral)
         value = self.reward_seconds
         if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or not value > 0):
             raise ValueError(f"`reward_seconds` is {value!r}: pass a positive number, or None for no limit.")

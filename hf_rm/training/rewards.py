@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from transformers.utils import logging
 
-from ..evaluation.sandbox import SandboxUnavailableError, run_code, sandbox_available
+from ..evaluation.sandbox import SandboxUnavailableError, check_sandbox, run_code
 from ..tasks.code.completion import extract_code
 from ..tasks.math.answers import extract_answer
 from ..tasks.math.equivalence import answers_equal
@@ -99,7 +99,7 @@ def _contained_function(reward: Reward, seconds: float | None, name: str) -> Any
         def score(part: slice, limit: float | None, **own: Any) -> list[float | None]:
             texts = completions[part]
             run = partial(reward, prompts=prompts[part], completions=texts, **own)
-            return _one_each(_within(limit, lambda: _listed(run(), len(texts), name)), len(texts), name)
+            return _within(limit, lambda: _one_each(run(), len(texts), name))
 
         count = len(completions)
         try:
@@ -140,7 +140,7 @@ def _contained_coroutine(reward: Any, seconds: float | None, name: str) -> Any:
             except BaseException as error:
                 problems.append(_Overdue() if isinstance(error, TimeoutError) else error)
                 return None
-            return _one_each(_listed(given, len(texts), name), len(texts), name)
+            return _one_each(given, len(texts), name)
 
         whole = await score(slice(None), _share(left(), _WHOLE_SHARE if count > 1 else 1.0), **columns)
         if whole is not None:
@@ -174,18 +174,15 @@ def _share(left: float | None, share: float) -> float | None:
     return None if left is None else left * share
 
 
-def _listed(given: Any, count: int, name: str) -> list[Any]:
+def _one_each(given: Any, count: int, name: str) -> list[float | None]:
     try:
-        values = iter(given)
+        each = iter(given)
     except TypeError:  # of this alone: one that a generator raises is no matter of how many there are
         raise _wrong_length(f"{given!r}, which is no list,", count, name) from None
-    return list(values)
-
-
-def _one_each(given: list[Any], count: int, name: str) -> list[float | None]:
-    if len(given) != count:
-        raise _wrong_length(f"{len(given)} values", count, name)
-    return [_number(value) for value in given]
+    values = list(each)
+    if len(values) != count:
+        raise _wrong_length(f"{len(values)} values", count, name)
+    return [_number(value) for value in values]
 
 
 def _wrong_length(returned: str, count: int, name: str) -> _WrongLengthError:
@@ -466,15 +463,14 @@ def code_reward(
 
     Raises:
         SandboxUnavailableError: where this machine gives no isolation.
+        ValueError: for a setting that `run_code` would refuse.
 
     Example:
         >>> reward, program = code_reward(timeout=5.0), "def f():\\n    return 4"  # doctest: +SKIP
         >>> reward(prompts=[""], completions=[program], tests=[["assert f() == 4"]])  # doctest: +SKIP
         [1.0]
     """
-    support = sandbox_available()
-    if settings.get("isolation", "full") == "full" and not support.available:
-        raise SandboxUnavailableError(f"code_reward runs model-written code, and this machine lacks {support.missing}")
+    check_sandbox(**settings)
 
     def code_passes(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         count = len(completions)

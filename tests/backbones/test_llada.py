@@ -303,15 +303,16 @@ def test_a_saved_wrapper_is_rebuilt(tmp_path: Path, published: bool) -> None:
 
 
 REMOTE = """
-import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 assert type(model.model).__module__.startswith("transformers_modules."), type(model.model)
-ids = torch.load({ids!r}, weights_only=True)
+ids = load_file({ids!r})["ids"]
 output = model.generate_reflective(ids)
 again = type(model).from_backbone({base!r}, **{settings!r})
-torch.save([output.trajectory.states, again.generate_reflective(ids).sequences], {out!r})
+said = {{"states": output.trajectory.states.contiguous(), "sequences": again.generate_reflective(ids).sequences}}
+save_file(said, {out!r})
 """
 
 
@@ -323,11 +324,11 @@ def test_a_published_wrapper_runs_without_hf_rm(tmp_path: Path) -> None:
     model.generation_config = ReflectiveGenerationConfig(editable="all", max_steps=12, output_trajectory=True)
     folder = save_for_hub(model, tmp_path / "model")
     ids, _ = batch(2, 7)
-    torch.save(ids, tmp_path / "ids.pt")
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
     script = REMOTE.format(
         folder=str(folder),
-        ids=str(tmp_path / "ids.pt"),
-        out=str(tmp_path / "out.pt"),
+        ids=str(tmp_path / "ids.safetensors"),
+        out=str(tmp_path / "out.safetensors"),
         base=str(base),
         settings=settings,
     )
@@ -338,7 +339,8 @@ def test_a_published_wrapper_runs_without_hf_rm(tmp_path: Path) -> None:
     result = run_blocked(script, {"hf_rm"}, tmp_path)
     assert result.returncode == 0, result.stderr
     expected = model.generate_reflective(ids)
-    states, sequences = torch.load(tmp_path / "out.pt", weights_only=True)
+    said = load_file(tmp_path / "out.safetensors")
+    states, sequences = said["states"], said["sequences"]
     assert len(states) > 3
     assert torch.equal(states, expected.trajectory.states)
     assert torch.equal(sequences, expected.sequences)

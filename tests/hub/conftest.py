@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from hub_reading import Run
+from hub_reading import Run, read_models
 from hub_server import HubServer
 
 import hf_rm
@@ -40,7 +39,7 @@ def hub() -> Iterator[HubServer]:
 @pytest.fixture(scope="session")
 def published(hub: HubServer, out: Path) -> Run:
     run_script(hub, "script_publish", out)
-    return Run(torch.load(out / "expected.pt", weights_only=True), json.loads((out / "refused.json").read_text()))
+    return Run(read_models(out / "expected.safetensors"), json.loads((out / "refused.json").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +50,14 @@ def pulled(hub: HubServer, out: Path, published: Run) -> Run:
     hub.faults = [("alice/rm-full/model.safetensors", 0.5), (base, 0.5), (base, 500)]
     run_script(hub, "script_pull", out)
     assert hub.faults == []
-    return Run(torch.load(out / "pulled.pt", weights_only=True), json.loads((out / "errors.json").read_text()))
+    return Run(read_models(out / "pulled.safetensors"), json.loads((out / "errors.json").read_text()))
 
 
 @pytest.fixture(scope="session")
 def remote(hub: HubServer, out: Path, published: Run) -> Run:
     plant_strange_base(hub)
     run_script(hub, "script_remote", out, package=False, TRAP=str(out / "trap"))
-    return Run(torch.load(out / "remote.pt", weights_only=True), json.loads((out / "remote.json").read_text()))
+    return Run(read_models(out / "remote.safetensors"), json.loads((out / "remote.json").read_text()))
 
 
 def plant_strange_base(hub: HubServer) -> None:

@@ -1,7 +1,7 @@
 """
 Run by tests/hub/conftest.py in a process of its own: publishes everything that the tests pull.
 
-    script_publish.py OUT   # OUT/expected.pt: what the models say; OUT/refused.json: the errors on the way
+    script_publish.py OUT   # OUT/expected.safetensors: what the models say; OUT/refused.json: the errors on the way
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hub_reading import IDS, attempt, read
+from hub_reading import IDS, attempt, read, write_models
 from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from tiny_families import write
@@ -194,5 +194,5 @@ torch.save({"a": 1}, folder / "training_args.bin")
 refused["pickle"] = attempt(lambda: push_folder(folder, "alice/pickled"))
 refused["pickled states"] = attempt(lambda: RMTrainingArguments(push_to_hub=True, hub_strategy="checkpoint"))
 
-torch.save(expected, OUT / "expected.pt")
+write_models(expected, OUT / "expected.safetensors")
 (OUT / "refused.json").write_text(json.dumps(refused))

@@ -1,7 +1,7 @@
 """
 Run by tests/hub/conftest.py in a fresh process with an empty cache: pulls what script_publish.py published.
 
-    script_pull.py OUT   # OUT/pulled.pt: what the models say; OUT/errors.json: the errors on the way
+    script_pull.py OUT   # OUT/pulled.safetensors: what the models say; OUT/errors.json: the errors on the way
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hub_reading import IDS, attempt, read
+from hub_reading import IDS, attempt, read, write_models
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tiny_models import bert, llama
@@ -115,5 +115,5 @@ errors["pickled adapter"] = attempt(lambda: wrapper.load_adapter(damaged))
 errors["adapter without the wrapper's config"] = attempt(lambda: load(damaged))
 errors["no adapter"] = attempt(lambda: load("alice/rm-full").load_adapter("alice/tiny-llama"))
 
-torch.save(pulled, OUT / "pulled.pt")
+write_models(pulled, OUT / "pulled.safetensors")
 (OUT / "errors.json").write_text(json.dumps(errors))

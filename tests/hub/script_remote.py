@@ -1,7 +1,7 @@
 """
 Run by tests/hub/conftest.py where hf_rm cannot be imported: the repositories' own code has to do.
 
-    script_remote.py OUT   # OUT/remote.pt: what the models say; OUT/remote.json: the errors on the way
+    script_remote.py OUT   # OUT/remote.safetensors: what the models say; OUT/remote.json: the errors on the way
 """
 
 import sys
@@ -12,8 +12,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import torch  # noqa: E402
-from hub_reading import attempt, read  # noqa: E402
+from hub_reading import attempt, read, write_models  # noqa: E402
 from transformers import AutoModel  # noqa: E402
 
 OUT = Path(sys.argv[1])
@@ -36,5 +35,5 @@ errors["trap after"] = [str(TRAP.exists())]
 errors["push"] = attempt(lambda: second.push_to_hub("alice/from-remote-code"))
 AutoModel.from_pretrained("alice/rm-full", trust_remote_code=True).push_to_hub("alice/from-remote-code")
 
-torch.save(pulled, OUT / "remote.pt")
+write_models(pulled, OUT / "remote.safetensors")
 (OUT / "remote.json").write_text(json.dumps(errors))

@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tiny_models import wrapped  # noqa: E402
 from tiny_remedi import BLOCKWISE, sft_trainer, tiny_remedi  # noqa: E402
 from tiny_rl import block_trainer, draft_trainer, rl_trainer  # noqa: E402
@@ -72,7 +73,7 @@ def main() -> None:
     for kind in KINDS:
         weights = run(kind, folder / kind, **json.loads(sys.argv[2]))
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            torch.save(weights, folder / f"{kind}.pt")
+            save_file({name: value.contiguous() for name, value in weights.items()}, folder / f"{kind}.safetensors")
 
 
 if __name__ == "__main__":

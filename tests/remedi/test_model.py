@@ -194,12 +194,14 @@ def test_saved_and_loaded_by_every_auto_class(tmp_path: Path) -> None:
 
 SCRIPT = """
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel
 model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 generator = torch.Generator().manual_seed(0)
 output = model.generate_reflective(torch.tensor([[3, 4]]), max_new_tokens=8, block_length=4, stop_at_eos=False)
-torch.save((model(torch.tensor([[3, 4, 0, 5]])).policy.detach(), output.sequences), {out!r})
+policy = model(torch.tensor([[3, 4, 0, 5]])).policy.detach().contiguous()
+save_file({{"policy": policy, "sequences": output.sequences}}, {out!r})
 """
 
 
@@ -207,9 +209,10 @@ def test_a_published_model_runs_without_hf_rm(tmp_path: Path) -> None:
     model = tiny_remedi()
     folder = save_for_hub(model, tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoConfig"] == "remedi_rm.RemeDiConfig"
-    result = run_blocked(SCRIPT.format(folder=str(folder), out=str(tmp_path / "out.pt")), {"hf_rm"}, tmp_path)
+    result = run_blocked(SCRIPT.format(folder=str(folder), out=str(tmp_path / "out.safetensors")), {"hf_rm"}, tmp_path)
     assert result.returncode == 0, result.stderr
-    policy, sequences = torch.load(tmp_path / "out.pt", weights_only=True)
+    said = load_file(tmp_path / "out.safetensors")
+    policy, sequences = said["policy"], said["sequences"]
     prompt = torch.tensor([[3, 4]])
     assert torch.equal(policy, model(torch.tensor([[3, 4, 0, 5]])).policy)
     ours = model.generate_reflective(prompt, max_new_tokens=8, block_length=4, stop_at_eos=False)

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from math import inf
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .checks import check_number
+from ...checks import check_number
 
 Image = npt.NDArray[np.uint8]
 Grid = npt.NDArray[np.int64]
@@ -139,7 +140,7 @@ def fit_codebook(
     Raises:
         ValueError: for pictures that do not fit, a patch without pixels, or fewer patches than codes.
     """
-    check_number("patch", patch, 1, inf, "a whole number of pixels, 1 or more", whole=True)
+    check_number("patch", patch, 1, inf, "a whole number of pixels, 1 or more", Integral)
     check_images(images, patch)
     patches = _patches(images.astype(np.float32), patch)
     if not 2 <= codes <= len(patches):

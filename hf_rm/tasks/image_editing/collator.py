@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checks import check_probabilities
 from ...corruption.collator import RMDataCollator, row_id
 from ...corruption.oracle import oracle_labels
 from ...corruption.proposals import UniformProposal
 from ...corruption.random import KeyedUniforms, row_keys
 from ...corruption.source import SourceProposal
 from ...training import MaskedSFTCollator
-from .checks import check_probabilities
 from .protocols import Layout
 
 
@@ -164,3 +164,13 @@ def edit_collator(layout: Layout, **settings: Any) -> EditCollator:
     later = UniformProposal(layout.vocab_size, excluded=range(layout.first_code))
     proposal = SourceProposal(layout.source, layout.canvas, later)
     return EditCollator(layout.mask_token_id, proposal, layout=layout, pad_token_id=layout.pad_token_id, **settings)
+
+
+def refuse_blank_rows(training: Any) -> None:
+    """Raise a ValueError for the one training argument that the collator of edits is not given."""
+    if training.blank_rows:
+        raise ValueError(
+            f"`blank_rows` is {training.blank_rows!r}, and nothing reads it where pictures are edited: leave it at "
+            "0, and pass `full_corruption` for rows that are corrupted wherever they are edited, or `first_states` "
+            "for rows as decoding begins."
+        )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging
 
-from .checks import check_number
+from ...checks import check_number
 from .codebook import Grid, Image, check_images
 from .guidance import KeptSource, TwoScaleGuidance
 from .protocols import ImageTokens, Layout
@@ -108,7 +109,7 @@ def edit_images(
         raise ValueError(f"`decoding` is {decoding!r}: pass one of {', '.join(DECODINGS)}.")
     if len(source) != len(instructions):
         raise ValueError(f"{len(source)} pictures and {len(instructions)} instructions: pass one for each picture.")
-    check_number("batch_size", batch_size, 1, inf, "a whole number of edits, 1 or more", whole=True)
+    check_number("batch_size", batch_size, 1, inf, "a whole number of edits, 1 or more", Integral)
     _check_size(source, layout, book)
     kept, left_out = _readable(instructions, layout)
     encoded = book.encode(source)

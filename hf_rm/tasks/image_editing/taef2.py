@@ -65,7 +65,8 @@ def build_decoder() -> nn.Sequential:
 
 def load_taef2(folder: str | Path) -> tuple[nn.Sequential, nn.Sequential]:
     """
-    Encoder and decoder from `taef2_encoder.pth` and `taef2_decoder.pth`, read with `weights_only=True`.
+    Encoder and decoder from `taef2_encoder.pth` and `taef2_decoder.pth`, as they are published. These are pickles, of
+    which `weights_only=True` takes tensors alone and runs no code.
 
     Raises:
         OSError: for a missing or damaged file.

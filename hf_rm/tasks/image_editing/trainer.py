@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checks import check_weight
 from ...corruption.pool import PoolRows
 from ...training import RMTrainer
 from ...training.unlikelihood import mask_unlikelihood
-from .checks import check_weight
 
 
 class ImageEditTrainer(RMTrainer):

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def check_number(name: str, value: Any, low: float, high: float, what: str, whole: bool = False) -> None:
+def check_number(name: str, value: Any, low: float, high: float, what: str, kind: Any = Real) -> None:
     """
     Raise a ValueError unless `value` is a finite number from `low` to `high`.
 
@@ -17,15 +17,15 @@ def check_number(name: str, value: Any, low: float, high: float, what: str, whol
         value: of it.
         low, high (`float`): the bounds, both allowed.
         what (`str`): the remedy, as what is to be passed.
-        whole (`bool`, defaults to `False`): refuse fractions, too.
+        kind (`type`, defaults to `Real`): of the number; `Integral` refuses fractions, `int` NumPy's integers as well.
 
     Example:
-        >>> check_number("batch_size", 0, 1, inf, "1 or more", whole=True)
+        >>> check_number("batch_size", 0, 1, inf, "1 or more", Integral)
         Traceback (most recent call last):
         ...
         ValueError: `batch_size` is 0: pass 1 or more.
     """
-    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    number = isinstance(value, kind) and not isinstance(value, bool)
     if not number or not isfinite(value) or not low <= value <= high:
         raise ValueError(f"`{name}` is {value!r}: pass {what}.")
 
@@ -39,7 +39,7 @@ def check_probabilities(settings: Any, *names: str) -> None:
 def check_counts(settings: Any, *names: str, least: int = 0) -> None:
     """Raise a ValueError for the first of these attributes that is no whole number of `least` or more."""
     for name in names:
-        check_number(name, getattr(settings, name), least, inf, f"a whole number, {least} or more", whole=True)
+        check_number(name, getattr(settings, name), least, inf, f"a whole number, {least} or more", Integral)
 
 
 def check_weight(name: str, value: Any) -> None:
@@ -50,13 +50,3 @@ def check_weight(name: str, value: Any) -> None:
 def check_scale(name: str, value: Any) -> None:
     """Raise a ValueError for a scale of guidance that is no finite number."""
     check_number(name, value, -inf, inf, "a finite number, 0 for no guidance by it")
-
-
-def refuse_blank_rows(training: Any) -> None:
-    """Raise a ValueError for the one training argument that the collator of edits is not given."""
-    if training.blank_rows:
-        raise ValueError(
-            f"`blank_rows` is {training.blank_rows!r}, and nothing reads it where pictures are edited: leave it at "
-            "0, and pass `full_corruption` for rows that are corrupted wherever they are edited, or `first_states` "
-            "for rows as decoding begins."
-        )
